@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, report. `python run.py VERB --help` says what a verb takes."""
+"""The front door: train, evaluate, sweep, draw, report. `python run.py VERB --help` says what a
+verb takes."""
 
 import argparse
 import difflib
@@ -20,33 +21,52 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="run.py",
         description="Policy entropy in reinforcement learning of language models: train, measure, compare.",
-        epilog="Start here:  python run.py train experiments/testbed.yaml method=cegppo loss.beta1=0.5 loss.beta2=1.0 seed=0",
+        epilog=(
+            "Start here:  python run.py train experiments/testbed.yaml method=cegppo loss.beta1=0.5 loss.beta2=1.0"
+            " seed=0"
+        ),
     )
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    overrides = dict(nargs="*", metavar="key=value", help="any key of the configuration, e.g. method=grpo seed=1 update.lr=3e-5")
+    overrides = dict(
+        nargs="*", metavar="key=value", help="any key of the configuration, e.g. method=grpo seed=1 update.lr=3e-5"
+    )
 
     train = verbs.add_parser(
         "train", help="train one run, or continue it",
-        description="Train the run that EXPERIMENT.yaml and the overrides describe, in results/<experiment>/<arm>/seed<k>. "
-        "The same command continues a run that was stopped or killed. Ctrl-C stops after the step under way.",
-        epilog="Keys most used: method, loss.*, seed, steps, prompts_per_step, group_size, updates_per_step, update.lr, reward, "
-        "eval_every, wandb.mode, results, run_dir. --print shows them all.",
+        description=(
+            "Train the run that EXPERIMENT.yaml and the overrides describe, in "
+            "results/<experiment>/<arm>/seed<k>. The same command continues a run that was stopped or killed. "
+            "Ctrl-C stops after the step under way."
+        ),
+        epilog=(
+            "Keys most used: method, loss.*, seed, steps, prompts_per_step, group_size, updates_per_step, "
+            "update.lr, reward, eval_every, wandb.mode, results, run_dir. --print shows them all."
+        ),
     )  # fmt: skip
     train.add_argument("experiment", metavar="EXPERIMENT.yaml")
     train.add_argument("overrides", **overrides)
     train.add_argument(
-        "--print", action="store_true", dest="print_only", help="show the resolved configuration and where each value came from, then stop"
+        "--print",
+        action="store_true",
+        dest="print_only",
+        help="show the resolved configuration and where each value came from, then stop",
     )
 
     evaluate = verbs.add_parser(
         "eval", help="evaluate a checkpoint of a run, or an experiment's starting model; grade saved generations",
-        description="Evaluate on the configured benchmarks: avg@k, unbiased pass@k, maj@k, with intervals over problems. RUN evaluates "
-        "its checkpoint and writes eval-<checkpoint>.jsonl into the run's folder; EXPERIMENT.yaml evaluates the model that training "
-        "would start from and writes eval-base.jsonl into <results>/<experiment>/base. Completions are kept beside it, and the same "
-        "command continues an evaluation that was stopped or killed. --completions FILE grades saved texts without a model and writes "
-        "FILE.graded.jsonl.",
-        epilog="eval.benchmarks=[aime24,math500] takes them by name from experiments/benchmarks (math: the paper's five), with their own "
-        "k, temperature, top-p and token limit unless eval.* says otherwise; [aime24=FILE] reads a local file.",
+        description=(
+            "Evaluate on the configured benchmarks: avg@k, unbiased pass@k, maj@k, with intervals over problems. "
+            "RUN evaluates its checkpoint and writes eval-<checkpoint>.jsonl into the run's folder; "
+            "EXPERIMENT.yaml evaluates the model that training would start from and writes eval-base.jsonl into "
+            "<results>/<experiment>/base. Completions are kept beside it, and the same command continues an "
+            "evaluation that was stopped or killed. --completions FILE grades saved texts without a model and "
+            "writes FILE.graded.jsonl."
+        ),
+        epilog=(
+            "eval.benchmarks=[aime24,math500] takes them by name from experiments/benchmarks (math: the paper's "
+            "five), with their own k, temperature, top-p and token limit unless eval.* says otherwise; "
+            "[aime24=FILE] reads a local file."
+        ),
     )  # fmt: skip
     evaluate.add_argument("target", metavar="RUN_FOLDER|EXPERIMENT.yaml", nargs="?")
     evaluate.add_argument(
@@ -55,30 +75,48 @@ def parser() -> argparse.ArgumentParser:
         help="JSONL, one problem a line: id, answer, completions (a list of texts); takes grader.* keys only",
     )
     evaluate.add_argument("overrides", **{**overrides, "help": "e.g. eval.k=32 eval.temperature=0.6"})
-    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint of a run (default: latest)")
+    evaluate.add_argument(
+        "--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint of a run (default: latest)"
+    )
 
     sweep = verbs.add_parser(
         "sweep", help="run the arms × seeds of a sweep side by side, or a search",
-        description="Run every arm and seed of SWEEP.yaml that is not finished, side by side, on this machine, a Ray cluster or Slurm "
-        "(sweep.launcher). A file with `space` is a search with Optuna. Interrupted or killed, the same command goes on.",
+        description=(
+            "Run every arm and seed of SWEEP.yaml that is not finished, side by side, on this machine, a Ray "
+            "cluster or Slurm (sweep.launcher). A file with `space` is a search with Optuna. Interrupted or "
+            "killed, the same command goes on."
+        ),
     )  # fmt: skip
     sweep.add_argument("sweep", metavar="SWEEP.yaml")
     sweep.add_argument(
         "overrides",
-        **{**overrides, "help": "for every arm, e.g. steps=40; sweep.workers=2, sweep.seeds=[0,1], sweep.launcher=ray for the sweep"},
+        **{
+            **overrides,
+            "help": (
+                "for every arm, e.g. steps=40; sweep.workers=2, sweep.seeds=[0,1], sweep.launcher=ray for the sweep"
+            ),
+        },
     )
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 
     figures = verbs.add_parser(
         "figures", help="draw figures and tables from recorded runs",
-        description="Each figure is a script in analysis/ that reads run folders only; drawn as SVG and PNG into <results>/figures.",
+        description=(
+            "Each figure is a script in analysis/ that reads run folders only; drawn as SVG and PNG into "
+            "<results>/figures."
+        ),
     )  # fmt: skip
-    figures.add_argument("--results", default="results", metavar="DIR", help="the root of the run folders (default: results)")
+    figures.add_argument(
+        "--results", default="results", metavar="DIR", help="the root of the run folders (default: results)"
+    )
     figures.add_argument("--only", nargs="+", metavar="NAME", help="which figures (default: all but the demo's)")
 
     report = verbs.add_parser(
         "report", help="one self-contained page about a run",
-        description="Write RUN_FOLDER/report.html: curves, benchmarks, the entropy ledger and the configuration, in one file.",
+        description=(
+            "Write RUN_FOLDER/report.html: curves, benchmarks, the entropy ledger and the configuration, in one "
+            "file."
+        ),
     )  # fmt: skip
     report.add_argument("folder", metavar="RUN_FOLDER")
     return root
@@ -159,7 +197,9 @@ def grade_completions(path: Path, words: list[str]) -> int:
 
     for word in words:
         if not config.under(word.partition("=")[0], ("grader",)):
-            raise BadInput(f"eval: '{word}': --completions FILE stands for a run or an experiment, and takes grader.* keys only")
+            raise BadInput(
+                f"eval: '{word}': --completions FILE stands for a run or an experiment, and takes grader.* keys only"
+            )
     limits = config.of_overrides(words).grader
     problems = completions.read(path)
     graded = completions.grade(problems, limits)
@@ -168,7 +208,10 @@ def grade_completions(path: Path, words: list[str]) -> int:
     print_verdicts(row["verdicts"])
     counts = {len(found) for found in graded}
     if len(counts) > 1:
-        print(f"problems have {min(counts)} to {max(counts)} completions: k is the smallest, avg@k and pass@k use them all")
+        print(
+            f"problems have {min(counts)} to {max(counts)} completions: k is the smallest, avg@k and pass@k use"
+            " them all"
+        )
     print(completions.write(path, problems, graded))
     return 0
 
@@ -205,7 +248,11 @@ def verb_eval(options: argparse.Namespace) -> int:
                 siblings = [p.name for p in target.parent.iterdir()] if target.parent.is_dir() else []
                 raise BadInput(f"{target}: no such folder{nearest(target.name, siblings) if siblings else ''}")
             resolved, _ = config.load(target, overrides)
-            folder, name, step = Path(resolved.run_dir or Path(resolved.results) / resolved.experiment / "base"), "base", 0
+            folder, name, step = (
+                Path(resolved.run_dir or Path(resolved.results) / resolved.experiment / "base"),
+                "base",
+                0,
+            )
             model = testbed.base_model() if resolved.model.path == "testbed" else resolved.model.path
         if not resolved.eval.benchmarks:
             raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
@@ -221,11 +268,19 @@ def verb_eval(options: argparse.Namespace) -> int:
         identity = evaluating.identity(benchmark, 0, fingerprint(model))
         path = folder / "completions" / f"{name}-{benchmark.name.replace('/', '_')}-{identity}.jsonl.gz"
         row = evaluating.run_kept(benchmark, 0, path, lambda text: print(text, flush=True) if writes else None)
-        row |= {"interval": intervals(per_problem(row)), "rules": {**benchmark.rules, "seed": resolved.eval.seed}, "completions": path.name}
+        row |= {
+            "interval": intervals(per_problem(row)),
+            "rules": {**benchmark.rules, "seed": resolved.eval.seed},
+            "completions": path.name,
+        }
         rows.append(row)
         if writes:
-            before = [r for r in read_lines(out) if r.get("completions") != path.name]  # others stay: benchmarks, settings, checkpoints
-            write_whole(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in [*before, {"step": step, **row}]))
+            before = [
+                r for r in read_lines(out) if r.get("completions") != path.name
+            ]  # others stay: benchmarks, settings, checkpoints
+            write_whole(
+                out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in [*before, {"step": step, **row}])
+            )
     if writes:
         print_eval(rows)
         print(out)
@@ -253,7 +308,10 @@ def verb_sweep(options: argparse.Namespace) -> int:
     with SweepScreen() as screen:
         code, failed = sweep.run_all(loaded, work, screen.show)
     for run in failed:
-        print(f"{run.arm} seed {run.seed} did not finish: {sweep.error_of(run)} ({run.folder / 'output.txt'})", file=sys.stderr)
+        print(
+            f"{run.arm} seed {run.seed} did not finish: {sweep.error_of(run)} ({run.folder / 'output.txt'})",
+            file=sys.stderr,
+        )
     if searches:
         print(work.best())
         work.close()

@@ -1,7 +1,9 @@
-"""What the paper claims, held against runs: sweeps/claims.yaml and the run folders flow in, a verdict a claim flows out.
+"""What the paper claims, held against runs: sweeps/claims.yaml and the run folders flow in, a
+verdict a claim flows out.
 
-The claims are written before the runs that decide them; the file says what a test, a metric and a window mean. One number a seed, the 95 %
-t interval of its mean (analysis/stats.py says why t), and a verdict only when the whole interval lies on one side of the bound.
+The claims are written before the runs that decide them; the file says what a test, a metric and a
+window mean. One number a seed, the 95 % t interval of its mean (analysis/stats.py says why t), and
+a verdict only when the whole interval lies on one side of the bound.
 """
 
 from dataclasses import dataclass, field
@@ -78,14 +80,20 @@ class Verdict:
 
 
 def read(path: Path = FILE) -> list[Claim]:
-    """The claims of a file. Raises Unreadable: an unknown or absent key, a value of another kind."""
+    """The claims of a file. Raises Unreadable: an unknown or absent key, a value of another
+    kind."""
     if not path.is_file():
         raise load.Missing(f"no {path}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise load.Unreadable(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("claims"), dict) or not isinstance(tree.get("seeds"), int) or len(tree) != 2:
+    if (
+        not isinstance(tree, dict)
+        or not isinstance(tree.get("claims"), dict)
+        or not isinstance(tree.get("seeds"), int)
+        or len(tree) != 2
+    ):
         raise load.Unreadable(f"{path}: needs 'seeds' (a whole number) and 'claims' (name: claim), nothing else")
     return [_claim(f"{path}: claim '{name}'", name, spec, tree["seeds"]) for name, spec in tree["claims"].items()]
 
@@ -97,7 +105,10 @@ def _claim(where: str, name: str, spec: dict, seeds: int) -> Claim:
     if not isinstance(spec, dict):
         refuse(f"takes keys like {{test: difference}}, not {spec!r}")
     if spec.get("test") not in TESTS:
-        refuse(f"'test' must be one of {', '.join(TESTS)}, not {spec.get('test')!r}{load.nearest(str(spec.get('test')), TESTS)}")
+        refuse(
+            f"'test' must be one of {', '.join(TESTS)}, not"
+            f" {spec.get('test')!r}{load.nearest(str(spec.get('test')), TESTS)}"
+        )
     own = TESTS[spec["test"]]
     kinds = COMMON | OPTIONAL | {key: kind for key, (kind, _) in own.items()}
     for key, value in spec.items():
@@ -118,28 +129,37 @@ def _claim(where: str, name: str, spec: dict, seeds: int) -> Claim:
     if spec.get("seeds", seeds) < 2 or spec.get("margin", 0) < 0:
         refuse("needs at least 2 seeds and a margin of at least 0")
     if spec["test"] == "trend" and (
-        len(set(spec["over"].values())) < 2 or not all(isinstance(x, NUMBER) and isinstance(arm, str) for arm, x in spec["over"].items())
+        len(set(spec["over"].values())) < 2
+        or not all(isinstance(x, NUMBER) and isinstance(arm, str) for arm, x in spec["over"].items())
     ):
         refuse("'over' takes arm: number, at least two different numbers")
     return Claim(**{"name": str(name), "seeds": seeds, **spec})
 
 
 def by_seed(results: Path, claim: Claim) -> pd.DataFrame:
-    """Seeds × arms: the statistic of each run, for the seeds that every arm has. Raises Missing: too few runs, or unfinished ones."""
+    """Seeds × arms: the statistic of each run, for the seeds that every arm has. Raises Missing:
+    too few runs, or unfinished ones."""
     where, benchmarks = f"claim '{claim.name}'", claim.metric == "benchmarks"
     frame = (load.evaluations if benchmarks else load.metrics)(results, claim.experiment, claim.arms)
     if not benchmarks and claim.metric not in frame:
-        raise load.Unreadable(f"{where}: no metric '{claim.metric}' in {results / claim.experiment}{load.nearest(claim.metric, frame)}")
+        raise load.Unreadable(
+            f"{where}: no metric '{claim.metric}' in {results / claim.experiment}{load.nearest(claim.metric, frame)}"
+        )
     load.refuse_unfinished(frame, results / claim.experiment)
     table = pd.DataFrame({arm: statistic(frame[frame["arm"] == arm], claim) for arm in claim.arms})
-    table = table.loc[table.index.isin(set.intersection(*(set(frame[frame["arm"] == arm]["seed"]) for arm in claim.arms)))]
+    table = table.loc[
+        table.index.isin(set.intersection(*(set(frame[frame["arm"] == arm]["seed"]) for arm in claim.arms)))
+    ]
     if len(table) < claim.seeds:
-        raise load.Missing(f"{where}: {len(table)} of {claim.seeds} seeds of {', '.join(claim.arms)} in {results / claim.experiment}")
+        raise load.Missing(
+            f"{where}: {len(table)} of {claim.seeds} seeds of {', '.join(claim.arms)} in {results / claim.experiment}"
+        )
     return table
 
 
 def statistic(mine: pd.DataFrame, claim: Claim) -> pd.Series:
-    """One number a run of an arm, by seed; a value that is not a number makes `max` infinite and the others NaN."""
+    """One number a run of an arm, by seed; a value that is not a number makes `max` infinite and
+    the others NaN."""
     if claim.metric == "benchmarks":
         return load.at_checkpoint(mine, claim.window).groupby("seed")["accuracy"].mean()
     known = mine.assign(**{claim.metric: pd.to_numeric(mine[claim.metric], errors="coerce")})
@@ -158,7 +178,9 @@ def decide(results: Path, claim: Claim) -> Verdict:
         values = stats.slope(table[list(claim.over)].to_numpy(), np.array(list(claim.over.values())))
     elif claim.ratio:
         if (table <= 0).any(axis=None):
-            raise load.Unreadable(f"claim '{claim.name}': a ratio needs positive numbers, and {claim.metric} has others")
+            raise load.Unreadable(
+                f"claim '{claim.name}': a ratio needs positive numbers, and {claim.metric} has others"
+            )
         values = np.log(table[claim.arm] / table[claim.than]).to_numpy()  # a ratio and its inverse weigh the same
     else:
         values = (table[claim.arm] - table[claim.than] if claim.than else table[claim.arm]).to_numpy()
@@ -167,11 +189,14 @@ def decide(results: Path, claim: Claim) -> Verdict:
         return Verdict("not held" if claim.test == "bound" else "undecided", np.nan, np.nan, np.nan, len(values))
     mean, low, high = (float(np.exp(x)) if claim.ratio else x for x in stats.mean_over_seeds(values))
     side = stats.side(low, high, bound)
-    return Verdict("undecided" if side == "undecided" else "held" if side == wanted else "not held", mean, low, high, len(values))
+    return Verdict(
+        "undecided" if side == "undecided" else "held" if side == wanted else "not held", mean, low, high, len(values)
+    )
 
 
 def describe(claim: Claim) -> str:
-    """The test in a line: what is compared, of which metric and window, and where it is claimed to lie."""
+    """The test in a line: what is compared, of which metric and window, and where it is claimed
+    to lie."""
     wanted, bound = claim.target
     what = {
         "last": f"{claim.metric}, last {WINDOW} steps" if claim.metric != "benchmarks" else "mean of benchmarks, last",

@@ -1,7 +1,9 @@
-"""The paper's tables with what became of them: its numbers, re-runs by others, ours. Never two sources in one section.
+"""The paper's tables with what became of them: its numbers, re-runs by others, ours. Never two
+sources in one section.
 
-Ours are of the testbed: other benchmarks, another model. Last and best checkpoint are reported alike for every arm; the paper's Table 1
-takes the peak for one and the end for another (results/paper/README.md).
+Ours are of the testbed: other benchmarks, another model. Last and best checkpoint are reported
+alike for every arm; the paper's Table 1 takes the peak for one and the end for another
+(results/paper/README.md).
 """
 
 from pathlib import Path
@@ -12,9 +14,14 @@ from . import load, stats, tables
 
 EXPERIMENT = "algorithms"
 METHODS = {"base": "base model", "grpo": "GRPO", "clip_higher": "clip-higher", "cispo": "CISPO", "gspo": "GSPO"}
-OURS = {"cegppo": "CE-GPPO (0.5, 1)", "cegppo_0.75": "CE-GPPO (0.75, 1)", **METHODS}  # an arm is a method, or a method with its β
+OURS = {
+    "cegppo": "CE-GPPO (0.5, 1)",
+    "cegppo_0.75": "CE-GPPO (0.75, 1)",
+    **METHODS,
+}  # an arm is a method, or a method with its β
 COLUMNS = {
-    "aime24": "AIME24", "aime25": "AIME25", "hmmt25": "HMMT25", "math500": "MATH500", "amc23": "AMC23", "olympiad": "Olympiad",
+    "aime24": "AIME24", "aime25": "AIME25", "hmmt25": "HMMT25", "math500": "MATH500", "amc23": "AMC23",
+    "olympiad": "Olympiad",
     "minerva": "Minerva", "avg_math": "mean", "avg": "mean", "humaneval": "HumanEval", "lcb_v6": "LCB v6",
     "ifbench_prompt": "IFBench, prompt", "ifbench_instruction": "IFBench, instr.",
 }  # fmt: skip
@@ -22,15 +29,16 @@ PUBLISHED = "Percent correct, one run an arm, no intervals."
 
 
 def draw(results: Path, name: str, title: str, arms: list[str], note: str) -> None:
-    """Write <results>/figures/<name>.md, .csv and .tex, print ours; `note` goes with the paper's numbers. Raises Missing."""
+    """Write <results>/figures/<name>.md, .csv and .tex, print ours; `note` goes with the paper's
+    numbers. Raises Missing."""
     published = load.paper(results, f"{name}.csv")
     reruns = load.paper(results, "reruns.csv")
     reruns = reruns[reruns["method"].isin(published["method"]) & reruns["model"].isin(published["model"])]
     tests = load.evaluations(results, EXPERIMENT, arms)
     load.refuse_unfinished(tests, results / EXPERIMENT)
     others = (
-        "Percent correct, one run an arm. Compare within a source: data, recipe and benchmarks differ, and the mean is over the source's "
-        "own benchmarks."
+        "Percent correct, one run an arm. Compare within a source: data, recipe and benchmarks differ, and the mean is"
+        " over the source's own benchmarks."
     )
     if "clip_higher" in set(reruns["method"]):
         others += " IC-DAPO's 1.5B clip-higher row equals the paper's to the digit and is probably copied."
@@ -66,32 +74,52 @@ def _published(frame: pd.DataFrame) -> pd.DataFrame:
 def _long(frame: pd.DataFrame, section: str) -> pd.DataFrame:
     """One number a row: section, source, model, method, column, value."""
     named = frame.assign(method=frame.apply(_method, axis=1))
-    long = named.melt(["source", "model", "method"], [key for key in COLUMNS if key in frame], "column", "value").dropna(subset="value")
+    long = named.melt(
+        ["source", "model", "method"], [key for key in COLUMNS if key in frame], "column", "value"
+    ).dropna(subset="value")
     return long.assign(section=section)
 
 
 def _ours(tests: pd.DataFrame, arms: list[str], which: str) -> pd.DataFrame:
-    """One number a row: arm, column, value, low, high (percent), seeds; `mean`, `IQM`, `pass@k` and the difference from GRPO last."""
+    """One number a row: arm, column, value, low, high (percent), seeds; `mean`, `IQM`, `pass@k`
+    and the difference from GRPO last."""
     start, chosen = tests[(tests["step"] == 0) & (tests["arm"] == arms[0])], load.at_checkpoint(tests, which)
-    if start.groupby("benchmark")["accuracy"].nunique().eq(1).all():  # one base model, asked the same: not so many samples of it
+    if (
+        start.groupby("benchmark")["accuracy"].nunique().eq(1).all()
+    ):  # one base model, asked the same: not so many samples of it
         start = start[start["seed"] == start["seed"].min()]
     by_arm = {"base": start} | {arm: chosen[chosen["arm"] == arm] for arm in arms}
     made, means = [], {}
     for arm, mine in by_arm.items():
-        scores_SB = mine.pivot(index="seed", columns="benchmark", values="accuracy")[list(dict.fromkeys(mine["benchmark"]))]
+        scores_SB = mine.pivot(index="seed", columns="benchmark", values="accuracy")[
+            list(dict.fromkeys(mine["benchmark"]))
+        ]
         means[arm] = scores_SB.mean(axis=1)
-        columns = {name: stats.mean_over_seeds(scores_SB[name]) for name in scores_SB} | {"mean": stats.mean_over_seeds(means[arm])}
+        columns = {name: stats.mean_over_seeds(scores_SB[name]) for name in scores_SB} | {
+            "mean": stats.mean_over_seeds(means[arm])
+        }
         columns["IQM"] = stats.bootstrap_seeds(scores_SB.to_numpy(), stats.interquartile_mean)
         if mine["correct"].notna().all():
             passed = (
-                mine.assign(passed=[stats.pass_at_k(k, c, k) for k, c in zip(mine["k"], mine["correct"])]).groupby("seed")["passed"].mean()
+                mine.assign(passed=[stats.pass_at_k(k, c, k) for k, c in zip(mine["k"], mine["correct"])])
+                .groupby("seed")["passed"]
+                .mean()
             )
             columns[f"pass@{load.samples(tests)}"] = stats.mean_over_seeds(passed)
         if arm not in ("base", "grpo"):
             columns["mean less GRPO's"] = stats.mean_over_seeds(stats.paired(means[arm], means["grpo"]))
         for column, triple in columns.items():
             value, low, high = (100 * x for x in triple)
-            made.append({"method": OURS[arm], "column": column, "value": value, "low": low, "high": high, "seeds": len(scores_SB)})
+            made.append(
+                {
+                    "method": OURS[arm],
+                    "column": column,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "seeds": len(scores_SB),
+                }
+            )
     return pd.DataFrame(made)
 
 
@@ -114,12 +142,15 @@ def _caption(tests: pd.DataFrame, which: str) -> str:
     steps = sorted(set(tests["step"]) - {0})
     chosen = {
         "last": f"The checkpoint of step {steps[-1]}, for every arm.",
-        "best": f"For every arm and seed the best of the checkpoints of steps {', '.join(map(str, steps))} by the mean of these same "
-        "benchmarks: a maximum of noisy numbers, so optimistic, the more the noisier the arm.",
+        "best": (
+            f"For every arm and seed the best of the checkpoints of steps {', '.join(map(str, steps))} by the mean of"
+            " these same benchmarks: a maximum of noisy numbers, so optimistic, the more the noisier the arm."
+        ),
     }[which]
     return (
-        f"Testbed: other benchmarks and another model than the paper's, so no number here belongs beside one of its. {chosen} Percent "
-        f"correct, avg@{load.samples(tests)} of {first['n'].sum()} problems in {len(first)} benchmarks; mean and 95 % t interval over "
-        f"{' to '.join(map(str, seeds))} seeds. IQM: interquartile mean over seeds and benchmarks, bootstrap interval over seeds, which is "
-        "too narrow for so few. Difference from GRPO paired by seed; * where its interval excludes zero."
+        "Testbed: other benchmarks and another model than the paper's, so no number here belongs beside one of its."
+        f" {chosen} Percent correct, avg@{load.samples(tests)} of {first['n'].sum()} problems in {len(first)}"
+        f" benchmarks; mean and 95 % t interval over {' to '.join(map(str, seeds))} seeds. IQM: interquartile mean over"
+        " seeds and benchmarks, bootstrap interval over seeds, which is too narrow for so few. Difference from GRPO"
+        " paired by seed; * where its interval excludes zero."
     )

@@ -1,4 +1,5 @@
-"""Entropy, accuracy and clip shares over training, an algorithm a colour: the figure and table of several experiments."""
+"""Entropy, accuracy and clip shares over training, an algorithm a colour: the figure and table
+of several experiments."""
 
 from pathlib import Path
 
@@ -12,7 +13,8 @@ WINDOW = 5  # steps of the moving average in every panel but the benchmarks'
 
 
 def draw(results: Path, experiment: str, arms: list[str]) -> None:
-    """Draw <results>/figures/<experiment>; print the table and, with several seeds, the paired differences."""
+    """Draw <results>/figures/<experiment>; print the table and, with several seeds, the paired
+    differences."""
     runs, tests = load.metrics(results, experiment, arms), load.evaluations(results, experiment, arms)
     figure, (top, (low, high)) = plt.subplots(2, 2, figsize=(8.4, 5.8), sharex=True, constrained_layout=True)
     entropy_and_accuracy(top, runs, tests, arms)
@@ -43,17 +45,23 @@ def seeds(runs: pd.DataFrame) -> str:
 
 
 def caption(runs: pd.DataFrame) -> str:
-    return f"testbed, {seeds(runs)} an arm" + (", mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else "")
+    return f"testbed, {seeds(runs)} an arm" + (
+        ", mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else ""
+    )
 
 
 def entropy_and_accuracy(axes: list[plt.Axes], runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> None:
-    """The pair of panels that most figures of the paper are: policy entropy, and the benchmarks' mean accuracy."""
+    """The pair of panels that most figures of the paper are: policy entropy, and the benchmarks'
+    mean accuracy."""
     over_steps(axes[0], runs, arms, "entropy/mean")
     axes[0].set(title="Policy entropy", ylabel="nats per token")
     for arm in arms:
         seen = tests[tests["arm"] == arm].groupby(["step", "seed"])["accuracy"].mean().unstack()
         curve(axes[1], seen, arm, marker="o", markersize=3)
-    axes[1].set(title=f"Benchmark accuracy, avg@{load.samples(tests)}", ylabel=f"mean of {tests['benchmark'].nunique()} benchmarks")
+    axes[1].set(
+        title=f"Benchmark accuracy, avg@{load.samples(tests)}",
+        ylabel=f"mean of {tests['benchmark'].nunique()} benchmarks",
+    )
 
 
 def over_steps(axis: plt.Axes, runs: pd.DataFrame, arms: list[str], key: str, scale: float = 1) -> None:
@@ -96,7 +104,8 @@ def accuracy_at(tests: pd.DataFrame, step: int) -> pd.Series:
 
 
 def table(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
-    """A row an algorithm. Intervals are over seeds when there are several, else over problems (stratified by benchmark)."""
+    """A row an algorithm. Intervals are over seeds when there are several, else over problems
+    (stratified by benchmark)."""
     rows = []
     for arm in arms:
         mine, seen = runs[runs["arm"] == arm], tests[tests["arm"] == arm]
@@ -117,17 +126,21 @@ def table(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> pd.DataFr
 
 
 def interval(tests: pd.DataFrame) -> str:
-    """Mean accuracy over benchmarks with its 95 % interval: Student's t over seeds, or for one seed a bootstrap over problems."""
+    """Mean accuracy over benchmarks with its 95 % interval: Student's t over seeds, or for one
+    seed a bootstrap over problems."""
     if tests["seed"].nunique() > 1:
         return show(stats.mean_over_seeds(tests.groupby("seed")["accuracy"].mean()))
     if tests["correct"].isna().any():  # another framework's run: no counts, so no interval over problems
         return f"{tests['accuracy'].mean():.3f}"
-    strata = [np.concatenate([np.array(c) / k for c, k in zip(g["correct"], g["k"])]) for _, g in tests.groupby("benchmark")]
+    strata = [
+        np.concatenate([np.array(c) / k for c, k in zip(g["correct"], g["k"])]) for _, g in tests.groupby("benchmark")
+    ]
     return show(stats.bootstrap_mean(strata))
 
 
 def differences(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
-    """Each arm less the first, by seed: entropy over the last steps and over the whole run, accuracy at the end."""
+    """Each arm less the first, by seed: entropy over the last steps and over the whole run,
+    accuracy at the end."""
     of = lambda frame, arm: frame[frame["arm"] == arm]
     last = tests["step"].max()
     rows = []
@@ -138,7 +151,9 @@ def differences(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> pd.
             f"accuracy, step {last}": [accuracy_at(of(tests, a), last) for a in (arm, arms[0])],
         }
         row = {"difference": f"{style.look(arm)[0]} − {style.look(arms[0])[0]}"}
-        rows.append(row | {name: show(stats.mean_over_seeds(stats.paired(a, b)), signed=True) for name, (a, b) in pairs.items()})
+        rows.append(
+            row | {name: show(stats.mean_over_seeds(stats.paired(a, b)), signed=True) for name, (a, b) in pairs.items()}
+        )
     return pd.DataFrame(rows)
 
 

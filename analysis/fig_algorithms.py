@@ -1,4 +1,5 @@
-"""Entropy, accuracy and clip shares of the six algorithms on the testbed. Reads the runs of sweeps/algorithms.yaml."""
+"""Entropy, accuracy and clip shares of the six algorithms on the testbed. Reads the runs of
+sweeps/algorithms.yaml."""
 
 from pathlib import Path
 

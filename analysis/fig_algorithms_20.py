@@ -1,4 +1,5 @@
-"""GRPO, clip-higher and CE-GPPO with twenty seeds each: the README's figure. Reads the runs of sweeps/algorithms_20.yaml."""
+"""GRPO, clip-higher and CE-GPPO with twenty seeds each: the README's figure. Reads the runs of
+sweeps/algorithms_20.yaml."""
 
 from pathlib import Path
 

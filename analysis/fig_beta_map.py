@@ -1,4 +1,5 @@
-"""Final entropy and accuracy over (β1, β2). Reads the runs of sweeps/beta_grid.yaml and, for (1, 0), sweeps/one_side.yaml.
+"""Final entropy and accuracy over (β1, β2). Reads the runs of sweeps/beta_grid.yaml and, for (1,
+0), sweeps/one_side.yaml.
 
 A cell has the mean over seeds and its 95 % t interval; a pair that no sweep runs stays empty.
 """
@@ -16,7 +17,9 @@ GRID = ["beta_0_0", "beta_0_1", "beta_0.25_1", "beta_0.5_1", "beta_0.75_1", "bet
 
 def draw(results: Path) -> None:
     runs, tests = (
-        pd.concat([read(results, "beta_grid", GRID), read(results, "one_side", ["low"]).replace({"arm": {"low": "beta_1_0"}})])
+        pd.concat(
+            [read(results, "beta_grid", GRID), read(results, "one_side", ["low"]).replace({"arm": {"low": "beta_1_0"}})]
+        )
         for read in (load.metrics, load.evaluations)
     )
     last = tests["step"].max()
@@ -26,7 +29,11 @@ def draw(results: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.6), constrained_layout=True)
     heat(axes[0], entropy, f"Entropy, last {evolution.WINDOW} steps, nats")
     heat(axes[1], accuracy, f"Accuracy, step {last}, avg@{load.samples(tests)}")
-    style.caption(figure, f"testbed, {evolution.seeds(runs)} a cell: mean and 95 % t interval; empty: not run; (0, 0) has GRPO's gradient")
+    style.caption(
+        figure,
+        f"testbed, {evolution.seeds(runs)} a cell: mean and 95 % t interval; empty: not run; (0, 0) has GRPO's"
+        " gradient",
+    )
     for name, cells in (("entropy", entropy), ("accuracy", accuracy)):
         print(name, *(f"{style.look(arm)[0]} {evolution.show(cells[arm])}" for arm in sorted(cells)), sep="\n  ")
     print(f"\nfigure: {style.save(figure, results, 'beta_map')}")

@@ -1,4 +1,5 @@
-"""Random rewards with only one side of the clip (arXiv 2509.26114). Reads the runs of sweeps/clip_sides.yaml."""
+"""Random rewards with only one side of the clip (arXiv 2509.26114). Reads the runs of
+sweeps/clip_sides.yaml."""
 
 from pathlib import Path
 

@@ -1,6 +1,8 @@
-"""Which tokens the clip cuts: shares by side and class over time, and how probable they are. Reads the runs of sweeps/algorithms.yaml.
+"""Which tokens the clip cuts: shares by side and class over time, and how probable they are. Reads
+the runs of sweeps/algorithms.yaml.
 
-The side goes with the advantage's sign: NA&HP and NA&LP leave the interval on the low side, PA&HP and PA&LP on the high side.
+The side goes with the advantage's sign: NA&HP and NA&LP leave the interval on the low side, PA&HP
+and PA&LP on the high side.
 """
 
 from pathlib import Path
@@ -27,14 +29,15 @@ def draw(results: Path) -> None:
     style.legend(figure, len(ARMS), axes[0, 0])
     style.caption(
         figure,
-        f"{evolution.caption(runs)}; moving average over {evolution.WINDOW} steps; bounds: the loss's own for tokens, else 0.2; "
-        "right: 10 %, 50 % and 90 % quantile, mean over seeds",
+        f"{evolution.caption(runs)}; moving average over {evolution.WINDOW} steps; bounds: the loss's own for tokens,"
+        " else 0.2; right: 10 %, 50 % and 90 % quantile, mean over seeds",
     )
     print(f"figure: {style.save(figure, results, 'clips')}")
 
 
 def probabilities(axis: plt.Axes, runs, side: str) -> None:
-    """Quantiles of the probability at the update of the tokens outside; the line at 0.5 parts high from low."""
+    """Quantiles of the probability at the update of the tokens outside; the line at 0.5 parts
+    high from low."""
     low, middle, high = (evolution.smooth(runs, f"clip/prob_{side}_{q}").mean(axis=1) for q in ("q10", "q50", "q90"))
     line = style.look("grpo")[1]
     axis.fill_between(low.index, low, high, color=line["color"], alpha=0.2, linewidth=0, label="10 to 90 %")

@@ -1,4 +1,5 @@
-"""The demo's figure and table: GRPO, clip-higher and CE-GPPO on the testbed, one seed. Reads the runs of sweeps/demo.yaml."""
+"""The demo's figure and table: GRPO, clip-higher and CE-GPPO on the testbed, one seed. Reads the
+runs of sweeps/demo.yaml."""
 
 from pathlib import Path
 

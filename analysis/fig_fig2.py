@@ -1,8 +1,10 @@
-"""The paper's Figure 2, and ours beside it: entropy and benchmark accuracy of GRPO, clip-higher and CE-GPPO.
+"""The paper's Figure 2, and ours beside it: entropy and benchmark accuracy of GRPO, clip-higher and
+CE-GPPO.
 
-Ours are the runs of sweeps/algorithms.yaml on the testbed. The paper's curves are digitised from its Figure 2 (DeepSeek-R1-Distill-Qwen-7B;
-<results>/paper/), in axes of their own: another model, other problems, other steps. What the paper calls DAPO is clip-higher alone, and
-its CE-GPPO at 7B has β = (0.75, 1).
+Ours are the runs of sweeps/algorithms.yaml on the testbed. The paper's curves are digitised from
+its Figure 2 (DeepSeek-R1-Distill-Qwen-7B; <results>/paper/), in axes of their own: another model,
+other problems, other steps. What the paper calls DAPO is clip-higher alone, and its CE-GPPO at 7B
+has β = (0.75, 1).
 """
 
 from pathlib import Path
@@ -31,6 +33,9 @@ def draw(results: Path) -> None:
             mine = points[points["method"] == method]
             axis.plot(mine["step"], mine[column], **style.look(arm)[1], marker="s", markersize=2.5, linewidth=1.1)
         axis.set(title=title, xlabel="step", ylabel=label, facecolor="#F1F1F1")
-    more = "\ngrey panels: the paper's own curves, digitised from its Figure 2 (±0.01 nats, ±0.002 accuracy); number of seeds not stated"
+    more = (
+        "\ngrey panels: the paper's own curves, digitised from its Figure 2 (±0.01 nats, ±0.002 accuracy); number of"
+        " seeds not stated"
+    )
     style.legend(figure, 4, ours[0])
     evolution.finish(figure, results, "fig2", runs, tests, ARMS, more)

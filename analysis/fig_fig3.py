@@ -1,6 +1,8 @@
-"""The paper's Figure 3 on the testbed: the grid of (β1, β2), entropy and accuracy. Reads the runs of sweeps/beta_grid.yaml.
+"""The paper's Figure 3 on the testbed: the grid of (β1, β2), entropy and accuracy. Reads the runs
+of sweeps/beta_grid.yaml.
 
-Left β1 varies at β2 = 1, right β2 varies at β1 = 1; the paper says entropy falls faster with a larger β1 and with a smaller β2.
+Left β1 varies at β2 = 1, right β2 varies at β1 = 1; the paper says entropy falls faster with a
+larger β1 and with a smaller β2.
 """
 
 from pathlib import Path

@@ -1,6 +1,8 @@
-"""The paper's Figure 4 on the testbed: KL(π_old ‖ π) and gradient norm of GRPO and CE-GPPO. Reads the runs of sweeps/algorithms.yaml.
+"""The paper's Figure 4 on the testbed: KL(π_old ‖ π) and gradient norm of GRPO and CE-GPPO. Reads
+the runs of sweeps/algorithms.yaml.
 
-Stability is about single runs, so each seed has its thin line, unsmoothed; the thick line is their mean.
+Stability is about single runs, so each seed has its thin line, unsmoothed; the thick line is their
+mean.
 """
 
 from pathlib import Path
@@ -36,7 +38,8 @@ def draw(results: Path) -> None:
     style.legend(figure, 2, axes[0])
     style.caption(
         figure,
-        f"testbed, {evolution.seeds(runs)} an arm; thin: each seed, thick: their mean; mean over the updates of a step; not smoothed",
+        f"testbed, {evolution.seeds(runs)} an arm; thin: each seed, thick: their mean; mean over the updates of a step;"
+        " not smoothed",
     )
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
     print(f"\nfigure: {style.save(figure, results, 'fig4')}")

@@ -1,4 +1,5 @@
-"""The paper's Figure 5 on the testbed: GRPO with an entropy bonus of coefficient α. Reads the runs of sweeps/entropy_bonus.yaml."""
+"""The paper's Figure 5 on the testbed: GRPO with an entropy bonus of coefficient α. Reads the
+runs of sweeps/entropy_bonus.yaml."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The paper's Figure 6 on the testbed: β = (0, 1) throughout, against a late switch to (0.5, 1) and against (0.5, 1) throughout.
+"""The paper's Figure 6 on the testbed: β = (0, 1) throughout, against a late switch to (0.5, 1) and
+against (0.5, 1) throughout.
 
 Reads the runs of sweeps/beta_schedule.yaml.
 """
@@ -14,7 +15,10 @@ ARMS = {"constant": "beta_0_1", "switch": "switch", "cegppo": "beta_0.5_1"}  # a
 
 
 def draw(results: Path) -> None:
-    runs, tests = load.metrics(results, "beta_schedule", list(ARMS)), load.evaluations(results, "beta_schedule", list(ARMS))
+    runs, tests = (
+        load.metrics(results, "beta_schedule", list(ARMS)),
+        load.evaluations(results, "beta_schedule", list(ARMS)),
+    )
     switch = switched(runs[runs["arm"] == "switch"])
     runs, tests = runs.replace({"arm": ARMS}), tests.replace({"arm": ARMS})
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.9), constrained_layout=True)

@@ -1,6 +1,8 @@
-"""Which tokens the gradient comes from: shares by class over time, and what CE-GPPO gives back. Reads the runs of sweeps/algorithms.yaml.
+"""Which tokens the gradient comes from: shares by class over time, and what CE-GPPO gives back.
+Reads the runs of sweeps/algorithms.yaml.
 
-A share is of the summed norms of the tokens' logit gradients, |w| √(1 − 2p + Σπ²): what tokens put in, before they cancel.
+A share is of the summed norms of the tokens' logit gradients, |w| √(1 − 2p + Σπ²): what tokens put
+in, before they cancel.
 """
 
 from pathlib import Path
@@ -32,10 +34,13 @@ def draw(results: Path) -> None:
     style.legend(figure, 4, areas[0], lines[0])
     style.caption(
         figure,
-        f"{evolution.caption(runs)} (areas: mean; GRPO and clip-higher give nothing back); moving average over {evolution.WINDOW} steps",
+        f"{evolution.caption(runs)} (areas: mean; GRPO and clip-higher give nothing back); moving average over"
+        f" {evolution.WINDOW} steps",
     )
     keys = [*ledger.CLASSES, *SIDES]
     table = runs.groupby("arm")[[f"grad/share_{key}" for key in keys]].mean().loc[ARMS]
     table.index = [style.look(arm)[0] for arm in ARMS]
-    print((table * 100).rename(columns=lambda c: c.removeprefix("grad/share_")).to_string(float_format="{:.2f} %".format))
+    print(
+        (table * 100).rename(columns=lambda c: c.removeprefix("grad/share_")).to_string(float_format="{:.2f} %".format)
+    )
     print(f"\nfigure: {style.save(figure, results, 'gradients')}")

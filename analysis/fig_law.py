@@ -1,8 +1,11 @@
-"""Entropy against accuracy over all runs with the task's rewards, and the law R = −a·exp(H) + b (arXiv 2505.22617) fitted to them.
+"""Entropy against accuracy over all runs with the task's rewards, and the law R = −a·exp(H) + b
+(arXiv 2505.22617) fitted to them.
 
-A point is a run at an evaluated step: the benchmarks' mean accuracy against the policy entropy there. The law is fitted by least squares;
-a, b and the band are from a bootstrap over whole runs. A run that two sweeps share counts once. The law is said to fit when a > 0 and
-the residuals of no evaluated step are off zero; and the steps apart, it is asked what entropy says about which run ends up better.
+A point is a run at an evaluated step: the benchmarks' mean accuracy against the policy entropy
+there. The law is fitted by least squares; a, b and the band are from a bootstrap over whole runs. A
+run that two sweeps share counts once. The law is said to fit when a > 0 and the residuals of no
+evaluated step are off zero; and the steps apart, it is asked what entropy says about which run ends
+up better.
 """
 
 from pathlib import Path
@@ -28,13 +31,21 @@ def draw(results: Path) -> None:
     ends = points[points["step"] == points["step"].max()]
     steps = {step: stats.bootstrap_mean([rows["residual"]]) for step, rows in points.groupby("step")}
     off = [str(step) for step, (_, low, high) in steps.items() if low > 0 or high < 0]
-    against = ["a is not above 0"] * int(bounds[0, 0] <= 0) + [f"residuals are off zero at step {', '.join(off)}"] * bool(off)
+    against = ["a is not above 0"] * int(bounds[0, 0] <= 0) + [
+        f"residuals are off zero at step {', '.join(off)}"
+    ] * bool(off)
     verdict = "does not fit" if against else "fits"
     r2 = 1 - points["residual"].var() / points["accuracy"].var()
     along = -np.corrcoef(np.exp(ends["entropy"]), ends["accuracy"])[0, 1]
     text = [
-        f"R = −a·exp(H) + b: {verdict}{': ' * bool(against)}{' and '.join(against)}; {points['run'].nunique()} runs, {len(points)} points",
-        f"a = {a:.3f} [{bounds[0, 0]:.3f}, {bounds[1, 0]:.3f}]   b = {b:.3f} [{bounds[0, 1]:.3f}, {bounds[1, 1]:.3f}]   R² = {r2:.2f}",
+        (
+            f"R = −a·exp(H) + b: {verdict}{': ' * bool(against)}{' and '.join(against)}; {points['run'].nunique()}"
+            f" runs, {len(points)} points"
+        ),
+        (
+            f"a = {a:.3f} [{bounds[0, 0]:.3f}, {bounds[1, 0]:.3f}]   b = {b:.3f} [{bounds[0, 1]:.3f},"
+            f" {bounds[1, 1]:.3f}]   R² = {r2:.2f}"
+        ),
         *(f"mean residual at step {step}: {evolution.show(triple, signed=True)}" for step, triple in steps.items()),
         f"at the last step alone, over {len(ends)} runs: correlation of −exp(H) and accuracy {along:+.2f}",
     ]
@@ -56,8 +67,8 @@ def draw(results: Path) -> None:
     style.legend(figure, len(steps) + 1, law)
     style.caption(
         figure,
-        f"testbed, {points['run'].nunique()} runs of {len(SWEEPS + found)} sweeps, {evolution.seeds(points)} an arm; entropy: mean of "
-        f"{evolution.WINDOW} steps up to the evaluated one; band: 95 % bootstrap over runs",
+        f"testbed, {points['run'].nunique()} runs of {len(SWEEPS + found)} sweeps, {evolution.seeds(points)} an arm;"
+        f" entropy: mean of {evolution.WINDOW} steps up to the evaluated one; band: 95 % bootstrap over runs",
     )
     print(f"\nfigure: {style.save(figure, results, 'law')}")
 
@@ -75,19 +86,29 @@ def of_sweep(results: Path, experiment: str) -> pd.DataFrame:
         for step, accuracy in seen.groupby("step")["accuracy"].mean().items():
             near = entropy[(entropy.index <= step) & (entropy.index > step - evolution.WINDOW)].mean()
             rows.append(
-                {"run": f"{experiment}/{arm}/{seed}", "arm": arm, "seed": seed, "step": step, "entropy": near, "accuracy": accuracy}
+                {
+                    "run": f"{experiment}/{arm}/{seed}",
+                    "arm": arm,
+                    "seed": seed,
+                    "step": step,
+                    "entropy": near,
+                    "accuracy": accuracy,
+                }
             )
     return pd.DataFrame(rows)
 
 
 def once(points: pd.DataFrame) -> pd.DataFrame:
     """Without the copies of runs that sweeps share."""
-    course = points.groupby("run")[["seed", "step", "entropy", "accuracy"]].apply(lambda rows: rows.to_numpy().tobytes())
+    course = points.groupby("run")[["seed", "step", "entropy", "accuracy"]].apply(
+        lambda rows: rows.to_numpy().tobytes()
+    )
     return points[points["run"].isin(course.drop_duplicates().index)].reset_index(drop=True)
 
 
 def bootstrap(points: pd.DataFrame, draws: int = 2000) -> np.ndarray:
-    """(a, b) of the fit to all runs, then of fits to runs drawn with replacement; shape [1 + draws, 2]."""
+    """(a, b) of the fit to all runs, then of fits to runs drawn with replacement; shape [1 +
+    draws, 2]."""
     x = -np.exp(points["entropy"])
     sums = pd.DataFrame({"n": 1.0, "x": x, "y": points["accuracy"], "xx": x * x, "xy": x * points["accuracy"]})
     sums = sums.groupby(points["run"]).sum().to_numpy()

@@ -1,7 +1,8 @@
-"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, predicted and measured.
+"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy,
+predicted and measured.
 
-Reads the runs of sweeps/algorithms.yaml. A ledger looks at one update in `diagnostics.every` steps, so the numbers are of single
-updates, not of a whole step.
+Reads the runs of sweeps/algorithms.yaml. A ledger looks at one update in `diagnostics.every` steps,
+so the numbers are of single updates, not of a whole step.
 """
 
 from pathlib import Path
@@ -37,8 +38,8 @@ def draw(results: Path) -> None:
     count = len(ledger.entries(runs)) // len(ARMS)
     style.caption(
         figure,
-        f"testbed, {evolution.seeds(runs)} and {count} ledgers an algorithm; bars: mean ± standard error over seeds, pale: measured; "
-        "areas: mean over seeds, not smoothed",
+        f"testbed, {evolution.seeds(runs)} and {count} ledgers an algorithm; bars: mean ± standard error over seeds,"
+        " pale: measured; areas: mean over seeds, not smoothed",
     )
     print(f"figure: {style.save(figure, results, 'ledger')}")
 
@@ -49,7 +50,9 @@ def bars(axis: plt.Axes, rows) -> None:
     for i, key in enumerate(parts):
         fill = style.area(key) if key in style.CLASSES else {"facecolor": "#777777"}
         for shift, kind, alpha in ((-0.2, "predicted", 1.0), (0.2, "measured", 0.55)):
-            by_seed = rows.groupby("seed")[f"ledger/{kind}_{key}"].mean() * MICRO  # ledgers of one run are not independent
+            by_seed = (
+                rows.groupby("seed")[f"ledger/{kind}_{key}"].mean() * MICRO
+            )  # ledgers of one run are not independent
             error = by_seed.std(ddof=1) / np.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
             axis.bar(i + shift, by_seed.mean(), 0.38, yerr=error, ecolor="#333333", alpha=alpha, **fill)
     axis.set_xticks(range(len(parts)), parts.values(), fontsize=6.5)
@@ -57,7 +60,8 @@ def bars(axis: plt.Axes, rows) -> None:
 
 
 def over_steps(axis: plt.Axes, rows, kind: str) -> None:
-    """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers it below."""
+    """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers
+    it below."""
     mean = rows.groupby("step")[[f"ledger/{kind}_{key}" for key in ledger.CLASSES]].mean() * MICRO
     for sign in (1, -1):
         floor = np.zeros(len(mean))
@@ -78,7 +82,11 @@ def scatter(axis: plt.Axes, rows) -> None:
     axis.plot(span, span, color="#333333", linewidth=0.8)
     fit = ledger.agreement(p, m)
     axis.text(
-        0.04, 0.9, f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}, R² = {fit['R2']:.2f}", transform=axis.transAxes, fontsize=8
+        0.04,
+        0.9,
+        f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}, R² = {fit['R2']:.2f}",
+        transform=axis.transAxes,
+        fontsize=8,
     )
     axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel("first order")

@@ -1,4 +1,5 @@
-"""Table 2: CISPO, GSPO and CE-GPPO, with GRPO to compare; the paper's numbers and ours. Reads the runs of sweeps/algorithms.yaml."""
+"""Table 2: CISPO, GSPO and CE-GPPO, with GRPO to compare; the paper's numbers and ours. Reads
+the runs of sweeps/algorithms.yaml."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The entropy ledger over a run: how much each class of tokens moved the entropy, and how well first order foretold it."""
+"""The entropy ledger over a run: how much each class of tokens moved the entropy, and how well
+first order foretold it."""
 
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def entries(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
-    """Correlation, least-squares slope of measured on predicted, and R² of measured = predicted (1 − SS(m − p) / SS(m − mean))."""
+    """Correlation, least-squares slope of measured on predicted, and R² of measured = predicted
+    (1 − SS(m − p) / SS(m − mean))."""
     predicted, measured = np.asarray(predicted, float), np.asarray(measured, float)
     if len(predicted) < 3 or predicted.std() == 0 or measured.std() == 0:
         return {"correlation": np.nan, "slope": np.nan, "R2": np.nan}  # too little to say
@@ -27,10 +29,12 @@ def agreement(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
 
 
 def table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """A row a part of the step, and the whole: ΔH of an update (nats), predicted and measured, and how well they agree.
+    """A row a part of the step, and the whole: ΔH of an update (nats), predicted and measured, and
+    how well they agree.
 
-    `over run` is the measured mean times the run's updates: an estimate, since a ledger looks at few of them. The logit-space form
-    has no scale of its own, so its slope converts units and its R² is that of the fitted line.
+    `over run` is the measured mean times the run's updates: an estimate, since a ledger looks at
+    few of them. The logit-space form has no scale of its own, so its slope converts units and its
+    R² is that of the fitted line.
     """
     rows = entries(metrics)
     runs = metrics.groupby("seed")["updates"].sum().mean() if "seed" in metrics else metrics["updates"].sum()
@@ -41,7 +45,13 @@ def table(metrics: pd.DataFrame) -> pd.DataFrame:
         if key in REST and not predicted.any():
             continue
         fit = agreement(predicted, measured)
-        row = {"part": name, "predicted": predicted.mean(), "measured": measured.mean(), "over run": measured.mean() * runs, **fit}
+        row = {
+            "part": name,
+            "predicted": predicted.mean(),
+            "measured": measured.mean(),
+            "over run": measured.mean() * runs,
+            **fit,
+        }
         logit = f"ledger/logit_{key}" if key else "ledger/logit"
         if logit in rows:
             free = agreement(rows[logit], measured)
@@ -51,7 +61,8 @@ def table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def text(metrics: pd.DataFrame, title: str) -> str:
-    """The table as lines for a terminal; predicted and measured in 10⁻⁶ nats an update, `over run` in nats."""
+    """The table as lines for a terminal; predicted and measured in 10⁻⁶ nats an update, `over
+    run` in nats."""
     rows = entries(metrics)
     if rows.empty:
         return ""
@@ -61,7 +72,10 @@ def text(metrics: pd.DataFrame, title: str) -> str:
     for column in made.columns.drop("part"):
         made[column] = [("" if np.isnan(v) else formats.get(column, "{:.2f}").format(v)) for v in made[column]]
     cost = rows["time/ledger"].mean()
-    head = f"{title}: entropy moved by one update, 1e-6 nats, and over the run, nats; mean of {len(rows)} ledgers ({cost:.2f} s each)"
+    head = (
+        f"{title}: entropy moved by one update, 1e-6 nats, and over the run, nats; mean of {len(rows)} ledgers"
+        f" ({cost:.2f} s each)"
+    )
     return f"{head}\n{made.to_string(index=False)}"
 
 

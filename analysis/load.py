@@ -1,7 +1,9 @@
-"""Run folders as data frames. The one window between the runs and the figures: files under results/, nothing else.
+"""Run folders as data frames. The one window between the runs and the figures: files under
+results/, nothing else.
 
-A folder with a `foreign.yaml` is the run of another framework: that file says which log to read and which of its columns are which of
-our metrics (docs/figures.md). It then stands in every figure like any other run.
+A folder with a `foreign.yaml` is the run of another framework: that file says which log to read and
+which of its columns are which of our metrics (docs/figures.md). It then stands in every figure like
+any other run.
 """
 
 import difflib
@@ -58,16 +60,20 @@ def _evaluations(folder: Path) -> pd.DataFrame:
     foreign = foreign_run(folder)
     if foreign is not None:
         return foreign[1]
-    return pd.DataFrame([{**row, "accuracy": stats.avg_at_k(row["k"], row["correct"])} for row in rows(folder / "eval.jsonl")])
+    return pd.DataFrame(
+        [{**row, "accuracy": stats.avg_at_k(row["k"], row["correct"])} for row in rows(folder / "eval.jsonl")]
+    )
 
 
 def metrics(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
-    """One row a step of each run of `arms`; columns arm, seed and the metrics. Raises Missing when an arm has no run."""
+    """One row a step of each run of `arms`; columns arm, seed and the metrics. Raises Missing
+    when an arm has no run."""
     return _complete(_load(results, experiment, run), results, experiment, arms)
 
 
 def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
-    """One row for each run, evaluated step and benchmark; columns arm, seed, step, benchmark, n, k, correct, accuracy.
+    """One row for each run, evaluated step and benchmark; columns arm, seed, step, benchmark, n, k,
+    correct, accuracy.
 
     `correct` is None for another framework's run, of which only the accuracy is known.
     """
@@ -75,7 +81,8 @@ def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame
 
 
 def at_checkpoint(tests: pd.DataFrame, which: str) -> pd.DataFrame:
-    """The rows of each run's `last` evaluation, or of its `best`: highest mean over benchmarks after step 0, the earlier of equals."""
+    """The rows of each run's `last` evaluation, or of its `best`: highest mean over benchmarks
+    after step 0, the earlier of equals."""
     chosen = []
     for _, mine in tests[tests["step"] > 0].groupby(["arm", "seed"], sort=False):
         means = mine.groupby("step")["accuracy"].mean()
@@ -84,14 +91,16 @@ def at_checkpoint(tests: pd.DataFrame, which: str) -> pd.DataFrame:
 
 
 def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    """(metrics, evaluations) of another framework's run, under our names; None when there is no foreign.yaml. Raises Unreadable."""
+    """(metrics, evaluations) of another framework's run, under our names; None when there is no
+    foreign.yaml. Raises Unreadable."""
     path = folder / "foreign.yaml"
     if not path.is_file():
         return None
     spec = _column_map(path)
     files = spec["file"] if isinstance(spec["file"], list) else [spec["file"]]
     log = pd.concat([_read(path, spec["format"], folder / name) for name in files])
-    # A resumed run logs a step again, and training and validation of a step may be two rows: the last value of each column counts.
+    # A resumed run logs a step again, and training and validation of a step may be two rows: the
+    # last value of each column counts.
     log = log.groupby("step", as_index=False).last()
     columns, tests = spec["columns"], spec.get("evaluations", {})
     for theirs in (*columns.values(), *tests.values()):
@@ -148,12 +157,16 @@ def _verl_jsonl(file: Path) -> pd.DataFrame:
 
 
 def _verl_console(file: Path) -> pd.DataFrame:
-    """verl's `console` logger: `step:1 - actor/entropy:0.5 - …` on a line of its own, Ray's prefix before it."""
+    """verl's `console` logger: `step:1 - actor/entropy:0.5 - …` on a line of its own, Ray's
+    prefix before it."""
     made = []
     for line in re.findall(r"(?:^|\s)step:(\d+ - .+)", file.read_text(encoding="utf-8", errors="replace")):
         step, *pairs = line.split(" - ")
         try:
-            values = {name: float(re.sub(r"np\.\w+\((.*)\)", r"\1", value)) for name, value in (pair.rsplit(":", 1) for pair in pairs)}
+            values = {
+                name: float(re.sub(r"np\.\w+\((.*)\)", r"\1", value))
+                for name, value in (pair.rsplit(":", 1) for pair in pairs)
+            }
         except ValueError:  # a response that was printed, and looks like a line of the log
             continue
         made.append({"step": int(step), **values})
@@ -166,7 +179,8 @@ def _trl(file: Path) -> pd.DataFrame:
 
 
 def _wandb_csv(file: Path) -> pd.DataFrame:
-    """A chart exported from wandb (`Step`, `<run> - <metric>`) or `run.history().to_csv()` (`_step`, `<metric>`)."""
+    """A chart exported from wandb (`Step`, `<run> - <metric>`) or `run.history().to_csv()`
+    (`_step`, `<metric>`)."""
     return pd.read_csv(file).rename(columns={"Step": "step", "_step": "step"})
 
 
@@ -174,7 +188,8 @@ READERS = {"verl-jsonl": _verl_jsonl, "verl-console": _verl_console, "trl": _trl
 
 
 def refuse_unfinished(frame: pd.DataFrame, folder: Path) -> None:
-    """Raises Missing when a run ends before the others: what is said of the last step would compare different ages."""
+    """Raises Missing when a run ends before the others: what is said of the last step would
+    compare different ages."""
     steps = frame.groupby(["arm", "seed"])["step"].max()
     if steps.nunique() > 1:
         arm, seed = steps.idxmin()
@@ -189,7 +204,8 @@ def _complete(frame: pd.DataFrame, results: Path, experiment: str, arms: list[st
 
 
 def samples(tests: pd.DataFrame) -> str:
-    """The k of avg@k: a number, or the smallest and the largest where benchmarks have different ones."""
+    """The k of avg@k: a number, or the smallest and the largest where benchmarks have different
+    ones."""
     least, most = int(tests["k"].min()), int(tests["k"].max())
     return str(least) if least == most else f"{least} to {most}"
 
@@ -206,7 +222,8 @@ def setting(folder: Path, key: str) -> Any:
 
 
 def tokens(folder: Path) -> pd.DataFrame:
-    """The earliest token record of the run in `folder`: a row a token (docs/metrics.md has the columns)."""
+    """The earliest token record of the run in `folder`: a row a token (docs/metrics.md has the
+    columns)."""
     records = sorted((folder / "tokens").glob("step*.parquet"))
     if not records:
         raise Missing(f"no token record in {folder / 'tokens'}")

@@ -1,4 +1,5 @@
-"""One self-contained HTML page about a run: what was asked, what happened, what moved the entropy. No file beside it is needed."""
+"""One self-contained HTML page about a run: what was asked, what happened, what moved the
+entropy. No file beside it is needed."""
 
 import base64
 import html
@@ -38,18 +39,23 @@ def write(folder: Path) -> Path:
     meta = json.loads((folder / "meta.json").read_text())
     session = meta["sessions"][-1]
     facts = (
-        f"{meta['status']}, {int(metrics['step'].max())} steps, {metrics['time/step'].sum():.0f} s; {session['machine']}; commit "
-        f"{session['commit'][:10]}{' with uncommitted changes' if session['diff'] else ''}; {session['start']}"
+        f"{meta['status']}, {int(metrics['step'].max())} steps, {metrics['time/step'].sum():.0f} s;"
+        f" {session['machine']}; commit"
+        f" {session['commit'][:10]}{' with uncommitted changes' if session['diff'] else ''}; {session['start']}"
     )
     body = [
-        f"<h1>{html.escape(str(folder))}</h1><p class=facts>{html.escape(facts)}</p><pre>{html.escape(session['command'])}</pre>",
+        (
+            f"<h1>{html.escape(str(folder))}</h1><p"
+            f" class=facts>{html.escape(facts)}</p><pre>{html.escape(session['command'])}</pre>"
+        ),
         f"<h2>Training</h2><img alt='metrics over steps' src='{_curves(metrics)}'>",
         f"<h2>Benchmarks</h2>{_benchmarks(folder)}",
         f"<h2>What moved the entropy</h2>{_ledger(metrics)}",
         f"<h2>Configuration</h2><pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
     ]
     page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>{''.join(body)}"
+        "<!doctype html><html lang=en><meta"
+        f" charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>{''.join(body)}"
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -81,7 +87,10 @@ def _benchmarks(folder: Path) -> str:
     rows["avg@k"] = [sum(c) / (len(c) * k) for c, k in zip(rows["correct"], rows["k"])]
     table = rows.pivot_table(index="benchmark", columns="step", values="avg@k", sort=False)
     table.loc["mean"] = table.mean()
-    return table.to_html(float_format="{:.3f}".format, border=0) + f"<p class=facts>avg@{load.samples(rows)} after so many steps</p>"
+    return (
+        table.to_html(float_format="{:.3f}".format, border=0)
+        + f"<p class=facts>avg@{load.samples(rows)} after so many steps</p>"
+    )
 
 
 def _ledger(metrics: pd.DataFrame) -> str:
@@ -89,5 +98,8 @@ def _ledger(metrics: pd.DataFrame) -> str:
         return "<p>No ledger is recorded (diagnostics.every=0, or the run is shorter).</p>"
     made = ledger.table(metrics)
     made[["predicted", "measured"]] *= 1e6
-    note = "ΔH of one update in 10⁻⁶ nats, first order and measured; over the run in nats; agreement over the run's ledgers"
+    note = (
+        "ΔH of one update in 10⁻⁶ nats, first order and measured; over the run in nats; agreement over the run's"
+        " ledgers"
+    )
     return made.to_html(index=False, float_format="{:+.3f}".format, na_rep="", border=0) + f"<p class=facts>{note}</p>"

@@ -1,12 +1,15 @@
-"""Estimates and intervals from a few seeds. Everything seeded, so that a table is the same every time it is made.
+"""Estimates and intervals from a few seeds. Everything seeded, so that a table is the same every
+time it is made.
 
-Over seeds the interval is Student's t. A percentile bootstrap of five numbers is too narrow: nominal 95 % intervals of a mean cover it
-in 84 % of 4,000 samples of five normal values (89 % of ten), BCa's in 83 %; t intervals in 94 % (95 %). Bootstrap-t reaches 95 % too, at
-1.6 times the width of t, because a resample of five often has almost no spread. t is no cure for skew: for lognormal values it covers 82 %
-(percentile 72 %), for runs of which two in five collapse 91 % (percentile 87 %). tests/test_stats.py measures the first of these again.
+Over seeds the interval is Student's t. A percentile bootstrap of five numbers is too narrow:
+nominal 95 % intervals of a mean cover it in 84 % of 4,000 samples of five normal values (89 % of
+ten), BCa's in 83 %; t intervals in 94 % (95 %). Bootstrap-t reaches 95 % too, at 1.6 times the
+width of t, because a resample of five often has almost no spread. t is no cure for skew: for
+lognormal values it covers 82 % (percentile 72 %), for runs of which two in five collapse 91 %
+(percentile 87 %). tests/test_stats.py measures the first of these again.
 
-The bootstrap is for what has no formula: many problems of one run (`bootstrap_mean`), and the interquartile mean, whose interval
-at five seeds is therefore too narrow as well; captions say so.
+The bootstrap is for what has no formula: many problems of one run (`bootstrap_mean`), and the
+interquartile mean, whose interval at five seeds is therefore too narrow as well; captions say so.
 """
 
 from collections.abc import Callable
@@ -17,8 +20,11 @@ import pandas as pd
 LEVEL = 0.95
 
 
-def bootstrap_mean(strata: list[np.ndarray], level: float = LEVEL, draws: int = 4000, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of the strata's means with a percentile bootstrap interval, resampled within each stratum."""
+def bootstrap_mean(
+    strata: list[np.ndarray], level: float = LEVEL, draws: int = 4000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of the strata's means with a percentile bootstrap interval,
+    resampled within each stratum."""
     rng = np.random.default_rng(seed)
     means = np.mean([rng.choice(s, size=(draws, len(s))).mean(axis=1) for s in map(np.asarray, strata)], axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -26,12 +32,17 @@ def bootstrap_mean(strata: list[np.ndarray], level: float = LEVEL, draws: int = 
 
 
 def bootstrap_seeds(
-    scores_SB: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], level: float = LEVEL, draws: int = 4000, seed: int = 0
+    scores_SB: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    level: float = LEVEL,
+    draws: int = 4000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(estimate, low, high) of a statistic of S seeds × B benchmarks, percentile bootstrap; the statistic reduces the last two axes.
+    """(estimate, low, high) of a statistic of S seeds × B benchmarks, percentile bootstrap; the
+    statistic reduces the last two axes.
 
-    Whole seeds are drawn: one run answers every benchmark, so its scores are not independent. (rliable draws each column by itself,
-    which is right for a run a task and too narrow here.)
+    Whole seeds are drawn: one run answers every benchmark, so its scores are not independent.
+    (rliable draws each column by itself, which is right for a run a task and too narrow here.)
     """
     scores_SB = np.asarray(scores_SB, float)
     chosen = np.random.default_rng(seed).integers(0, len(scores_SB), (draws, len(scores_SB)))
@@ -40,7 +51,8 @@ def bootstrap_seeds(
 
 
 def interquartile_mean(scores_SB: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of all scores, over the last two axes: ⌊n/4⌋ of the n are left out at either end, as rliable does."""
+    """Mean of the middle half of all scores, over the last two axes: ⌊n/4⌋ of the n are left out
+    at either end, as rliable does."""
     flat = np.sort(scores_SB.reshape(*scores_SB.shape[:-2], -1), axis=-1)
     cut = flat.shape[-1] // 4
     return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
@@ -49,7 +61,8 @@ def interquartile_mean(scores_SB: np.ndarray) -> np.ndarray:
 def mean_over_seeds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
     """(mean, low, high) of one number a seed, Student's t interval; NaN bounds for a single seed.
 
-    A value that is not finite makes all three infinite: a run that diverged is no sample of a normal quantity.
+    A value that is not finite makes all three infinite: a run that diverged is no sample of a
+    normal quantity.
     """
     values = np.asarray(values, float)
     if not np.isfinite(values).all():
@@ -63,7 +76,8 @@ def mean_over_seeds(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
 
 def t_quantile(p: float, df: int) -> float:
     """Quantile p > 0.5 of Student's t with `df` degrees of freedom."""
-    # P(0 < T < t) is ∝ ∫ cos(θ)^(df − 1) up to θ = arctan(t / √df): smooth and bounded, so 64 Gauss points are exact to 1e-12.
+    # P(0 < T < t) is ∝ ∫ cos(θ)^(df − 1) up to θ = arctan(t / √df): smooth and bounded, so 64 Gauss
+    # points are exact to 1e-12.
     nodes, weights = np.polynomial.legendre.leggauss(64)
     area = lambda angle: angle / 2 * (weights @ np.cos(angle / 2 * (nodes + 1)) ** (df - 1))
     low, high, target = 0.0, np.pi / 2, (2 * p - 1) * area(np.pi / 2)
@@ -85,7 +99,8 @@ def slope(values_SX: np.ndarray, x_X: np.ndarray) -> np.ndarray:
 
 
 def side(low: float, high: float, bound: float = 0.0) -> str:
-    """Where a whole interval lies: `above` or `below` the bound, or `undecided` when it contains or touches it, or is unknown."""
+    """Where a whole interval lies: `above` or `below` the bound, or `undecided` when it contains
+    or touches it, or is unknown."""
     return "above" if low > bound else "below" if high < bound else "undecided"
 
 
@@ -95,7 +110,8 @@ def avg_at_k(k: int, correct: np.ndarray) -> float:
 
 
 def pass_at_k(n: int, correct: np.ndarray, k: int) -> float:
-    """Unbiased pass@k from n samples a problem, mean over problems: 1 − C(n − c, k) / C(n, k) (arXiv 2107.03374, Eq. 1); 1 ≤ k ≤ n."""
+    """Unbiased pass@k from n samples a problem, mean over problems: 1 − C(n − c, k) / C(n, k)
+    (arXiv 2107.03374, Eq. 1); 1 ≤ k ≤ n."""
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
     left = n - np.asarray(correct, float)[:, None] - np.arange(k)

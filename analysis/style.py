@@ -1,4 +1,5 @@
-"""One look for every figure: a colour and a line style an algorithm, legible in print and in grey."""
+"""One look for every figure: a colour and a line style an algorithm, legible in print and in
+grey."""
 
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Colours from Okabe and Ito's palette for colour-blind readers where they last; the dashes tell the lines apart in grey. CE-GPPO is green
-# with β2 = 1, darker the larger β1, and purple with β1 = 1, darker the larger β2; (1, 1) ends both rows.
+# Colours from Okabe and Ito's palette for colour-blind readers where they last; the dashes tell the
+# lines apart in grey. CE-GPPO is green with β2 = 1, darker the larger β1, and purple with β1 = 1,
+# darker the larger β2; (1, 1) ends both rows.
 LOOK = {
     "grpo": ("GRPO", "#D55E00", "-"),
     "clip_higher": ("clip-higher", "#0072B2", (0, (5, 2))),
@@ -36,7 +38,8 @@ LOOK = {
     "alpha_0.003": ("GRPO, α = 0.003", "#8A5A00", (0, (7, 2, 1, 2))),
     "switch": ("(0, 1), then (0.5, 1)", "#0B3C5D", (0, (5, 1.5))),
 }
-# Token classes: blue for A > 0, rust and hatched for A < 0; dark for probable tokens, pale for improbable ones.
+# Token classes: blue for A > 0, rust and hatched for A < 0; dark for probable tokens, pale for
+# improbable ones.
 CLASSES = {
     "pa_hp": {"facecolor": "#0B4F8A", "hatch": ""},
     "pa_lp": {"facecolor": "#9CCBEE", "hatch": ""},
@@ -79,9 +82,12 @@ def caption(figure: plt.Figure, text: str) -> None:
 
 
 def legend(figure: plt.Figure, columns: int, *axes: plt.Axes) -> None:
-    """One legend above the whole figure, off the data: what the axes draw, each label once, row after row."""
+    """One legend above the whole figure, off the data: what the axes draw, each label once, row
+    after row."""
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    labels = [label for i in range(columns) for label in list(entries)[i::columns]]  # matplotlib fills column after column
+    labels = [
+        label for i in range(columns) for label in list(entries)[i::columns]
+    ]  # matplotlib fills column after column
     handles = [entries[label] for label in labels]
     figure.legend(handles, labels, loc="outside upper center", ncol=columns, fontsize=8, handlelength=3.2)
 

@@ -1,4 +1,5 @@
-"""Tables as files: Markdown and LaTeX to read, CSV (one number a row, with its section) to compute with."""
+"""Tables as files: Markdown and LaTeX to read, CSV (one number a row, with its section) to
+compute with."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +8,18 @@ from pathlib import Path
 import pandas as pd
 
 SPECIAL = str.maketrans(
-    {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "−": "$-$", "β": r"$\beta$", "†": r"\dag{}", "±": r"$\pm$", "“": "``", "”": "''"}
+    {
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "−": "$-$",
+        "β": r"$\beta$",
+        "†": r"\dag{}",
+        "±": r"$\pm$",
+        "“": "``",
+        "”": "''",
+    }
 )
 
 
@@ -26,7 +38,8 @@ def number(value: float) -> str:
 
 
 def interval(mean: float, low: float, high: float, form: str = "{:.1f}") -> str:
-    """`mean [low, high]`; the mean alone when there is no interval, nothing when there is no mean."""
+    """`mean [low, high]`; the mean alone when there is no interval, nothing when there is no
+    mean."""
     if mean is None or math.isnan(mean):
         return ""
     known = low is not None and not math.isnan(low)
@@ -34,7 +47,8 @@ def interval(mean: float, low: float, high: float, form: str = "{:.1f}") -> str:
 
 
 def save(results: Path, name: str, sections: list[Section], numbers: pd.DataFrame, latex: bool = True) -> Path:
-    """Write <results>/figures/<name>.md, .csv (`numbers`) and, unless `latex` is off, .tex; the path of the Markdown."""
+    """Write <results>/figures/<name>.md, .csv (`numbers`) and, unless `latex` is off, .tex; the
+    path of the Markdown."""
     folder = results / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text("\n".join(_markdown(section) for section in sections), encoding="utf-8")
@@ -49,7 +63,9 @@ def _lines(cells: pd.DataFrame) -> list[list[str]]:
 
 
 def _markdown(section: Section) -> str:
-    head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _lines(section.cells))
+    head, *body = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _lines(section.cells)
+    )
     rule = "|" + "---|" * section.cells.shape[1]
     return "\n".join([f"## {section.title}", "", head, rule, *body, "", section.caption, ""])
 

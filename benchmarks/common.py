@@ -1,4 +1,5 @@
-"""What both benchmarks share: the machine's name, a paired timing, prompts of the testbed, a fixed-length or natural model."""
+"""What both benchmarks share: the machine's name, a paired timing, prompts of the testbed, a
+fixed-length or natural model."""
 
 import os
 import platform
@@ -23,13 +24,18 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 def machine() -> str:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def paired(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each, in turn, after one warm-up of both: a drift of the machine hits both alike."""
+    """Seconds of each, in turn, after one warm-up of both: a drift of the machine hits both
+    alike."""
     times: tuple[list[float], list[float]] = ([], [])
     for n in range(rounds + 1):
         for which, call in enumerate((ours, theirs)):
@@ -41,7 +47,8 @@ def paired(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) ->
 
 
 def ratio_line(name: str, ours: list[float], theirs: list[float]) -> str:
-    """`name | ours | theirs | ours / theirs` with medians; the ratio pair by pair, median [min, max]."""
+    """`name | ours | theirs | ours / theirs` with medians; the ratio pair by pair, median [min,
+    max]."""
     ratios = sorted(a / b for a, b in zip(ours, theirs))
     a, b, r = statistics.median(ours), statistics.median(theirs), statistics.median(ratios)
     return f"| {name} | {a:.3f} s | {b:.3f} s | {r:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}] |"
@@ -52,4 +59,8 @@ def testbed_model():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = testbed.base_model()
-    return folder, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    return (
+        folder,
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )

@@ -1,4 +1,5 @@
-"""Our sampler against `model.generate` on the testbed: the same prompts, the same sampling rule, exactly NEW tokens a row.
+"""Our sampler against `model.generate` on the testbed: the same prompts, the same sampling rule,
+exactly NEW tokens a row.
 
 python benchmarks/decode.py
 """
@@ -33,7 +34,9 @@ def main() -> None:
             assert all(len(r.token_ids) == NEW for r in sampler.sample(prompts, 1, 0))
 
         def theirs(ids=ids) -> None:
-            out = model.generate(ids, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0)
+            out = model.generate(
+                ids, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=NEW, min_new_tokens=NEW, pad_token_id=0
+            )
             assert out.shape[1] == ids.shape[1] + NEW
 
         print(ratio_line(str(rows), *paired(ours, theirs, ROUNDS)), flush=True)

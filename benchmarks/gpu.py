@@ -1,14 +1,19 @@
-"""Training at a 1.5B model's size on one GPU: tokens/s, model FLOP utilisation, peak memory, what the statistics cost. Under 8 minutes.
+"""Training at a 1.5B model's size on one GPU: tokens/s, model FLOP utilisation, peak memory, what
+the statistics cost. Under 8 minutes.
 
-A randomly initialised model of the shape of DeepSeek-R1-Distill-Qwen-1.5B, sequences of 16k tokens, one CE-GPPO update as the loop does
-it (bf16 compute over fp32 weights, gradient checkpointing). No network, no vllm. It writes results/gpu/<machine>.json and .md. Without
-a GPU everything runs at a small size on the CPU, says so, and writes nothing.
+A randomly initialised model of the shape of DeepSeek-R1-Distill-Qwen-1.5B, sequences of 16k tokens,
+one CE-GPPO update as the loop does it (bf16 compute over fp32 weights, gradient checkpointing). No
+network, no vllm. It writes results/gpu/<machine>.json and .md. Without a GPU everything runs at a
+small size on the CPU, says so, and writes nothing.
 
-MFU counts 6 FLOPs a parameter and token (input embedding left out) and 6 · layers · heads · head size · length for causal attention;
-nothing that is computed twice counts twice. The share of the statistics is that of head and statistics, forward and backward, timed
-alone on the same number of tokens.
+MFU counts 6 FLOPs a parameter and token (input embedding left out) and 6 · layers · heads · head
+size · length for causal attention; nothing that is computed twice counts twice. The share of the
+statistics is that of head and statistics, forward and backward, timed alone on the same number of
+tokens.
 
-    python benchmarks/gpu.py            needs torch ≥ 2.11, transformers, omegaconf; reasoning-gym too for the testbed's part
+    python benchmarks/gpu.py
+
+Needs torch ≥ 2.11, transformers and omegaconf; reasoning-gym too for the testbed's part.
 """
 
 import copy
@@ -37,7 +42,9 @@ from cegppo.types import Prompt, Rollout
 ROOT = Path(__file__).resolve().parent.parent
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-SHAPE = dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2)
+SHAPE = dict(
+    hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2
+)
 SMALL = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 VOCABULARY, LENGTH, PROMPT = (151_936, 16_384, 512) if GPU else (2_000, 256, 16)
 LEARNING_RATE = 1e-6
@@ -63,7 +70,8 @@ def seconds(call: Callable[[], object], rounds: int = 3) -> float:
 
 
 def measured(call: Callable[[], dict]) -> dict:
-    """What `call` returns, with the peak memory above what stands before it; or that it ran out of memory."""
+    """What `call` returns, with the peak memory above what stands before it; or that it ran out
+    of memory."""
     gc.collect()
     if not GPU:
         return call()
@@ -84,11 +92,12 @@ def matrix_rate() -> float:
     return 2 * size**3 / (seconds(lambda: [a @ b for _ in range(10)]) / 10)
 
 
-# ---------------------------------------------------------------------------------------------------- head and statistics
+# --------------------------------------------------------------------------------------------------
 
 
 def head_ways(tokens: int) -> dict[str, dict]:
-    """Head, statistics and their backward pass on `tokens` tokens in bf16: seconds and peak memory of each way."""
+    """Head, statistics and their backward pass on `tokens` tokens in bf16: seconds and peak
+    memory of each way."""
     torch.manual_seed(0)
     width = (SHAPE if GPU else SMALL)["hidden_size"]
     weight = torch.randn(VOCABULARY, width, device=DEVICE).mul_(3 / width**0.5).requires_grad_()
@@ -109,7 +118,11 @@ def head_ways(tokens: int) -> dict[str, dict]:
         s = token_statistics(hidden @ weight.bfloat16().T, token, entropy_grad=True)
         back(s.logprob_N, s.entropy_N)
 
-    ways = {"blocks": lambda: blocks(False), "blocks, entropy with gradient": lambda: blocks(True), "plain, entropy with gradient": plain}
+    ways = {
+        "blocks": lambda: blocks(False),
+        "blocks, entropy with gradient": lambda: blocks(True),
+        "plain, entropy with gradient": plain,
+    }
     if importlib.util.find_spec("trl"):
         from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
@@ -133,7 +146,8 @@ def head_ways(tokens: int) -> dict[str, dict]:
 
 
 def head_error() -> dict[str, float]:
-    """Largest relative error (of a norm) of blocks in bf16 and in fp32 against the plain way in fp64 on the same numbers."""
+    """Largest relative error (of a norm) of blocks in bf16 and in fp32 against the plain way in
+    fp64 on the same numbers."""
     torch.manual_seed(0)
     tokens, width, size = 64, 256, min(VOCABULARY, 20_000)
     found = {}
@@ -153,13 +167,18 @@ def head_error() -> dict[str, float]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- a whole update
+# --------------------------------------------------------------------------------------------------
 
 
 def make_policy() -> Policy:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    c = Qwen2Config(vocab_size=VOCABULARY, max_position_embeddings=2 * LENGTH, tie_word_embeddings=False, **(SHAPE if GPU else SMALL))
+    c = Qwen2Config(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2 * LENGTH,
+        tie_word_embeddings=False,
+        **(SHAPE if GPU else SMALL),
+    )
     c._attn_implementation = "variable_length" if GPU else "sdpa"  # what Policy.load asks for
     torch.manual_seed(0)
     with DEVICE:
@@ -191,7 +210,8 @@ def make_batch(p: Policy, lengths: list[int]):
 
 
 def settings() -> config.Config:
-    """The configuration of the updates measured here, for the objective and for the estimate of memory."""
+    """The configuration of the updates measured here, for the objective and for the estimate of
+    memory."""
     params = losses.load("cegppo").Params()
     c = config.Config(loss={"name": "cegppo", **vars(params)}, prompts_per_step=1, group_size=2, updates_per_step=1)
     c.model.dtype, c.model.gradient_checkpointing = "bfloat16", True
@@ -214,13 +234,17 @@ def updates(p: Policy, optimizer, x, lengths: list[int], peak: float) -> dict:
 
 
 def agreement(p: Policy) -> dict[str, float]:
-    """Largest difference of a log-probability: packed against padded, and blocks against whole logits (at the small size none)."""
+    """Largest difference of a log-probability: packed against padded, and blocks against whole
+    logits (at the small size none)."""
     x = make_batch(p, [LENGTH // 16, LENGTH // 8, LENGTH // 11])
     base = p.evaluate(x)["logprob_BT"]
     found = {}
     padded, fp32_head = copy.copy(p), copy.copy(p)
     padded.packing, fp32_head.head_chunk = False, 1 << 20
-    for name, other in {"packed against padded": padded, "blocks in bf16 against whole logits in fp32": fp32_head}.items():
+    for name, other in {
+        "packed against padded": padded,
+        "blocks in bf16 against whole logits in fp32": fp32_head,
+    }.items():
         difference = (other.evaluate(x)["logprob_BT"] - base)[x.mask_BT.bool()].abs()
         found |= {f"{name}, mean": float(difference.mean()), f"{name}, max": float(difference.max())}
     return found
@@ -242,13 +266,20 @@ def offloading(p: Policy) -> dict:
     return {"same bits": bool(torch.equal(made[0][0], made[1][0])), "moments on": made[1][1]}
 
 
-# ---------------------------------------------------------------------------------------------------- the testbed
+# --------------------------------------------------------------------------------------------------
 
 
 def testbed_steps(device: str, steps: int = 4) -> dict:
-    """Seconds of a step of the testbed's CE-GPPO run, and its metrics after `steps`, by which two devices can be compared."""
+    """Seconds of a step of the testbed's CE-GPPO run, and its metrics after `steps`, by which
+    two devices can be compared."""
     with tempfile.TemporaryDirectory() as where:
-        given = ["method=cegppo", f"model.device={device}", "diagnostics.every=0", f"run_dir={where}", "wandb.mode=disabled"]
+        given = [
+            "method=cegppo",
+            f"model.device={device}",
+            "diagnostics.every=0",
+            f"run_dir={where}",
+            "wandb.mode=disabled",
+        ]
         trainer = Trainer(config.load(ROOT / "experiments" / "testbed.yaml", given)[0])
         rows = [trainer.run_step() for _ in range(steps)]
     names = ("time/rollout", "time/update", "time/step")
@@ -257,13 +288,17 @@ def testbed_steps(device: str, steps: int = 4) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------------------------------- all of it
+# --------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     start = time.perf_counter()
     name = torch.cuda.get_device_name() if GPU else machine()
-    made: dict = {"machine": name, "torch": torch.__version__, "size": "1.5B" if GPU else "small, on a CPU: no figure of a GPU"}
+    made: dict = {
+        "machine": name,
+        "torch": torch.__version__,
+        "size": "1.5B" if GPU else "small, on a CPU: no figure of a GPU",
+    }
 
     def note(key: str, call: Callable[[], object]) -> None:
         if time.perf_counter() - start > LIMIT:
@@ -293,7 +328,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(p.model.parameters(), lr=LEARNING_RATE)
     full, mixed = [LENGTH] * 2, [LENGTH // n for n in (1, 2, 3, 4, 6, 8, 8, 8)]
     x = make_batch(p, full)
-    note("estimate, GiB", lambda: {k: v / memory.GIB for k, v in memory.estimate(settings(), p.model, DEVICE.type).items()})
+    note(
+        "estimate, GiB",
+        lambda: {k: v / memory.GIB for k, v in memory.estimate(settings(), p.model, DEVICE.type).items()},
+    )
     note("update, 2 full sequences, blocks", lambda: measured(lambda: updates(p, optimizer, x, full, peak)))
     whole = WholeLogits(p.model, None, micro_batch_tokens=LENGTH, bfloat16=True, packing=True)
     note("update, 2 full sequences, whole logits", lambda: measured(lambda: updates(whole, optimizer, x, full, peak)))
@@ -326,7 +364,10 @@ def line(made: dict) -> str:
         return f"{row['tokens/s']:,.0f} | {100 * row['MFU']:.0f} % | {row.get('peak GiB', float('nan')):.1f} GiB"
 
     share = made.get("share of head and statistics in an update", float("nan"))
-    head = "| machine | model | tokens/s | MFU | peak memory | head and statistics | whole logits: tokens/s | MFU | peak memory |"
+    head = (
+        "| machine | model | tokens/s | MFU | peak memory | head and statistics | whole logits: tokens/s | MFU | peak"
+        " memory |"
+    )
     model, share_text = f"{made['size']}, {LENGTH:,} tokens a sequence", f"{100 * share:.0f} %"
     row = f"| {made['machine']}, torch {made['torch']} | {model} | {cells(whole)} | {share_text} | {cells(plain)} |"
     return f"{head}\n|{'---|' * 9}\n{row}"

@@ -1,8 +1,10 @@
-"""Our grader on two workers against math-verify alone, how many answers need sympy, and whether every reference equals itself.
+"""Our grader on two workers against math-verify alone, how many answers need sympy, and whether
+every reference equals itself.
 
-Each FILE is JSONL with one problem a line and its reference in `answer`. The answers graded are the references themselves for one half
-of the problems and the reference of the next problem, which is mostly wrong, for the other half. Graded again without the short-cut,
-every reference against itself says how much of a benchmark's notation math-verify understands.
+Each FILE is JSONL with one problem a line and its reference in `answer`. The answers graded are the
+references themselves for one half of the problems and the reference of the next problem, which is
+mostly wrong, for the other half. Graded again without the short-cut, every reference against itself
+says how much of a benchmark's notation math-verify understands.
 
     python benchmarks/grader.py math500.jsonl gsm8k.jsonl …
 """
@@ -38,7 +40,11 @@ def main(paths: list[str]) -> None:
     notes = []
     print("| answers | ours | math-verify | ours / math-verify |\n|---|---|---|---|")
     for path in paths:
-        references = [str(json.loads(line)["answer"]) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        references = [
+            str(json.loads(line)["answer"])
+            for line in Path(path).read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         answers = [r if i % 2 else references[(i + 1) % len(references)] for i, r in enumerate(references)]
         plain, rest = [], []
         for reference, answer in zip(references, answers):
@@ -64,7 +70,10 @@ def main(paths: list[str]) -> None:
         same = grader.grade([(r, r) for r in references], limits)
         share = f"{len(plain) / len(answers):.1%}"
         notes.append(f"| {name} | {share} | {rates[0]} | {rates[1]} | {same.count(True)} of {len(same)} |")
-    print("\n| file | settled without sympy | those, a second | the others, a second | reference = itself |\n|---|---|---|---|---|")
+    print(
+        "\n| file | settled without sympy | those, a second | the others, a second | reference = itself"
+        " |\n|---|---|---|---|---|"
+    )
     print("\n".join(notes))
 
 

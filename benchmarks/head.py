@@ -1,14 +1,19 @@
-"""Log-probability and entropy at a real vocabulary: blocks against whole logits, Liger's chunked loss and TRL's path.
+"""Log-probability and entropy at a real vocabulary: blocks against whole logits, Liger's chunked
+loss and TRL's path.
 
-2,048 tokens, width 1,536, vocabulary 151,936, fp32; forward and backward, gradients to hidden states and head. Each way runs in a
-process of its own: peak memory is the process's largest resident size less that before the first product (weights and hidden states
-allocated). It is given with and without the gradients themselves, which no way can do without. Time is CPU time of one thread (a busy
-machine stretches the clock, not the work).
+2,048 tokens, width 1,536, vocabulary 151,936, fp32; forward and backward, gradients to hidden
+states and head. Each way runs in a process of its own: peak memory is the process's largest
+resident size less that before the first product (weights and hidden states allocated). It is given
+with and without the gradients themselves, which no way can do without. Time is CPU time of one
+thread (a busy machine stretches the clock, not the work).
 
 * plain: `token_statistics` on whole logits, entropy with a gradient;
-* blocks: `head_statistics`, the same numbers; and, as `no entropy gradient`, as every run without an entropy term uses it;
-* TRL: `selective_log_softmax` and `entropy_from_logits` on whole logits, entropy with a gradient; no Σπ², Σπ² log π;
-* Liger: `LigerFusedLinearGRPOLoss`, not compiled, one row a chunk; log-probabilities only, the loss fused in.
+* blocks: `head_statistics`, the same numbers; and, as `no entropy gradient`, as every run without
+  an entropy term uses it;
+* TRL: `selective_log_softmax` and `entropy_from_logits` on whole logits, entropy with a gradient;
+  no Σπ², Σπ² log π;
+* Liger: `LigerFusedLinearGRPOLoss`, not compiled, one row a chunk; log-probabilities only, the loss
+  fused in.
 
     pip install -e '.[benchmarks]' liger-kernel && python benchmarks/head.py [rounds]
 """
@@ -44,7 +49,9 @@ def once(way: str) -> dict[str, float]:
     if way == "Liger":
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-        loss = LigerFusedLinearGRPOLoss(beta=0.0, compiled=False, use_ref_model=False, loss_type="dapo", temperature=1.0)
+        loss = LigerFusedLinearGRPOLoss(
+            beta=0.0, compiled=False, use_ref_model=False, loss_type="dapo", temperature=1.0
+        )
     if way == "TRL":
         from trl.trainer.utils import entropy_from_logits, selective_log_softmax
     slope = (-advantage / TOKENS).repeat_interleave(TOKENS // ROWS)
@@ -77,23 +84,35 @@ def once(way: str) -> dict[str, float]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    print(machine(), f"\n\n{TOKENS:,} tokens × vocabulary {VOCABULARY:,}, width {WIDTH:,}, fp32, {rounds} round(s)\n", flush=True)
+    print(
+        machine(),
+        f"\n\n{TOKENS:,} tokens × vocabulary {VOCABULARY:,}, width {WIDTH:,}, fp32, {rounds} round(s)\n",
+        flush=True,
+    )
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
-            done = subprocess.run([sys.executable, __file__, "--once", way], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--once", way], stdout=subprocess.PIPE, text=True, check=True
+            )
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
             print(way, found[way][-1], file=sys.stderr, flush=True)
     gradients = 4 * (VOCABULARY + TOKENS) * WIDTH / 2**30
     print(f"the gradients alone: {gradients:.2f} GiB\n")
-    print("| way | peak memory | of plain | beyond the gradients | of plain | CPU time | of plain [least, most] | ‖∂/∂hidden‖, ‖∂/∂head‖ |")
+    print(
+        "| way | peak memory | of plain | beyond the gradients | of plain | CPU time | of plain [least, most] |"
+        " ‖∂/∂hidden‖, ‖∂/∂head‖ |"
+    )
     print(f"|{'---|' * 8}")
     plain = found["plain"]
     for way, runs in found.items():
         ratios = sorted(a["seconds"] / b["seconds"] for a, b in zip(runs, plain))
         gib, base = (statistics.median(run["GiB"] for run in group) for group in (runs, plain))
         seconds = statistics.median(run["seconds"] for run in runs)
-        memory = f"{gib:.2f} GiB | 1/{base / gib:.1f} | {gib - gradients:.2f} GiB | 1/{(base - gradients) / (gib - gradients):.0f}"
+        memory = (
+            f"{gib:.2f} GiB | 1/{base / gib:.1f} | {gib - gradients:.2f} GiB |"
+            f" 1/{(base - gradients) / (gib - gradients):.0f}"
+        )
         times = f"{seconds:.1f} s | {statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
         print(f"| {way} | {memory} | {times} | {runs[0]['hidden']:.4e}, {runs[0]['weight']:.4e} |")
 

@@ -1,9 +1,12 @@
-"""What the instrument costs: a step with the per-token part on against off, and the ledger's seconds.
+"""What the instrument costs: a step with the per-token part on against off, and the ledger's
+seconds.
 
-Off means: log-probabilities only, no entropies, no power sums, no tally. On and off take turns on the same state.
+Off means: log-probabilities only, no entropies, no power sums, no tally. On and off take turns on
+the same state.
 
 * testbed: the whole step (rollout, grading, 16 updates);
-* a vocabulary of 151,936: one update's forward, statistics and backward from hidden states of width 1,536 on.
+* a vocabulary of 151,936: one update's forward, statistics and backward from hidden states of width
+  1,536 on.
 
     python benchmarks/instrument.py
 """

@@ -1,13 +1,16 @@
 """Our whole step against TRL's GRPOTrainer on the testbed.
 
-Ours is rollout, grading, eight updates, and everything logged: metrics, wandb offline, every ten steps a ledger and a token record.
-Same model, prompts, group size, updates, optimizer and loss (clipped, token mean); each side samples its own responses. Ours runs with
-update.micro_batch_tokens=2048, so that the pass over the whole batch before the updates pads little.
+Ours is rollout, grading, eight updates, and everything logged: metrics, wandb offline, every ten
+steps a ledger and a token record. Same model, prompts, group size, updates, optimizer and loss
+(clipped, token mean); each side samples its own responses. Ours runs with
+update.micro_batch_tokens=2048, so that the pass over the whole batch before the updates pads
+little.
 
 * fixed length: nobody may stop before NEW tokens, so both process the same number of tokens;
 * varying length: the model stops when it likes, at most LIMIT tokens.
 
-The peer's time a step is taken from the difference between steps that its callback reports, so its start-up is not counted.
+The peer's time a step is taken from the difference between steps that its callback reports, so its
+start-up is not counted.
 
     pip install -e '.[benchmarks]' && python benchmarks/step.py
 """
@@ -56,12 +59,14 @@ def ours(fixed: bool) -> tuple[list[float], float]:
     folder, *_ = testbed_model()
     with tempfile.TemporaryDirectory() as where:
         problems = Path(where) / "problems.jsonl"
-        problems.write_text("".join(json.dumps({"problem": q.strip(), "answer": a}) + "\n" for q, a in questions(PROMPTS * (STEPS + 2))))
+        problems.write_text(
+            "".join(json.dumps({"problem": q.strip(), "answer": a}) + "\n" for q, a in questions(PROMPTS * (STEPS + 2)))
+        )
         experiment = Path(where) / "bench.yaml"
         experiment.write_text(
-            f"prompts_per_step: {PROMPTS}\ngroup_size: {GROUP}\nupdates_per_step: {UPDATES}\nthreads: {torch.get_num_threads()}\n"
-            f"model: {{path: {folder}}}\ndata: {{train: [{{file: {problems}}}]}}\nupdate: {{lr: 1.0e-4, micro_batch_tokens: 2048}}\n"
-            f"rollout: {{max_tokens: {NEW if fixed else LIMIT}}}\n"
+            f"prompts_per_step: {PROMPTS}\ngroup_size: {GROUP}\nupdates_per_step: {UPDATES}\nthreads:"
+            f" {torch.get_num_threads()}\nmodel: {{path: {folder}}}\ndata: {{train: [{{file: {problems}}}]}}\nupdate:"
+            f" {{lr: 1.0e-4, micro_batch_tokens: 2048}}\nrollout: {{max_tokens: {NEW if fixed else LIMIT}}}\n"
         )
         loaded = config.load(experiment, [f"run_dir={where}/run", "wandb.mode=offline"])[0]
         trainer, record = Trainer(loaded), Record(loaded)
@@ -77,7 +82,9 @@ def ours(fixed: bool) -> tuple[list[float], float]:
             record.log(n + 1, rows[-1])
             times.append(time.perf_counter() - start)
         record.close("finished")
-        assert any("ledger/predicted" in row for row in rows[1:])  # one of the timed steps carries a ledger and a token record
+        assert any(
+            "ledger/predicted" in row for row in rows[1:]
+        )  # one of the timed steps carries a ledger and a token record
     return times[1:], statistics.mean(row["length/mean"] for row in rows[1:])
 
 
@@ -108,14 +115,24 @@ def theirs(fixed: bool) -> tuple[list[float], float]:
 
     data = Dataset.from_list([{"prompt": q, "answer": a} for q, a in questions(PROMPTS * (STEPS + 2))])
     arguments = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, fp16=False, report_to=[], save_strategy="no", disable_tqdm=True,
-        per_device_train_batch_size=PROMPTS * GROUP // UPDATES, gradient_accumulation_steps=1, steps_per_generation=UPDATES,
-        num_generations=GROUP, num_iterations=1, max_steps=(STEPS + 1) * UPDATES, max_completion_length=NEW if fixed else LIMIT,
-        learning_rate=1e-4, lr_scheduler_type="constant", beta=0.0, epsilon=0.2, loss_type="dapo", scale_rewards="group",
-        temperature=1.0, top_p=1.0, top_k=0, max_grad_norm=1.0, logging_steps=UPDATES, gradient_checkpointing=False, seed=0,
+        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, fp16=False, report_to=[], save_strategy="no",
+        disable_tqdm=True,
+        per_device_train_batch_size=PROMPTS * GROUP // UPDATES, gradient_accumulation_steps=1,
+        steps_per_generation=UPDATES,
+        num_generations=GROUP, num_iterations=1, max_steps=(STEPS + 1) * UPDATES,
+        max_completion_length=NEW if fixed else LIMIT,
+        learning_rate=1e-4, lr_scheduler_type="constant", beta=0.0, epsilon=0.2, loss_type="dapo",
+        scale_rewards="group",
+        temperature=1.0, top_p=1.0, top_k=0, max_grad_norm=1.0, logging_steps=UPDATES, gradient_checkpointing=False,
+        seed=0,
     )  # fmt: skip
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+        model=model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
     )
     trainer.remove_callback(PrinterCallback)  # its lines are not part of the comparison's output
     trainer.train()
@@ -134,7 +151,8 @@ def main() -> None:
         a, a_len, b, b_len = (statistics.median(column) for column in zip(*rounds))
         ratios = sorted(r[0] / r[2] for r in rounds)
         print(
-            f"| {name} | {a:.3f} s | {a_len:.1f} | {b:.3f} s | {b_len:.1f} | {ratios[1]:.2f} [{ratios[0]:.2f}, {ratios[2]:.2f}] |",
+            f"| {name} | {a:.3f} s | {a_len:.1f} | {b:.3f} s | {b_len:.1f} | {ratios[1]:.2f} [{ratios[0]:.2f},"
+            f" {ratios[2]:.2f}] |",
             flush=True,
         )
 

@@ -1,4 +1,5 @@
-"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), GAE with a critic (PPO). Numpy and torch in, the same out."""
+"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), GAE with a critic (PPO). Numpy
+and torch in, the same out."""
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ STD_FLOOR = 1e-6  # added to the group's standard deviation, as the released CE-
 
 
 def group(reward_PG: np.ndarray) -> np.ndarray:
-    """GRPO: (r − mean) / std within each group. Unbiased standard deviation (n − 1). [P, G] to [P, G]; constant groups give 0.
+    """GRPO: (r − mean) / std within each group. Unbiased standard deviation (n − 1). [P, G] to [P,
+    G]; constant groups give 0.
 
     Source: DeepSeekMath (arXiv 2402.03300), Section 4.1.2.
     """
@@ -17,7 +19,8 @@ def group(reward_PG: np.ndarray) -> np.ndarray:
 
 
 def centred(reward_PG: np.ndarray) -> np.ndarray:
-    """Dr. GRPO: r − mean within each group, no division. [P, G] to [P, G]. Source: arXiv 2503.20783, Section 3.2."""
+    """Dr. GRPO: r − mean within each group, no division. [P, G] to [P, G]. Source: arXiv
+    2503.20783, Section 3.2."""
     # Exactly 0 for a constant group, whose mean may round.
     return np.where(constant_groups(reward_PG)[:, None], 0.0, reward_PG - reward_PG.mean(axis=1, keepdims=True))
 
@@ -45,6 +48,7 @@ def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam:
 
 
 def whiten(advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Zero mean and unit standard deviation over response tokens; 0 outside the mask. [B, T] to [B, T]."""
+    """Zero mean and unit standard deviation over response tokens; 0 outside the mask. [B, T] to
+    [B, T]."""
     inside_N = advantage_BT[mask_BT > 0]
     return (advantage_BT - inside_N.mean()) / (inside_N.std(correction=0) + STD_FLOOR) * mask_BT

@@ -1,7 +1,9 @@
-"""Saved generations, graded without a model: a file of texts in, counts and verdicts a problem out. Nothing here needs torch.
+"""Saved generations, graded without a model: a file of texts in, counts and verdicts a problem out.
+Nothing here needs torch.
 
-A line of the file is one problem: `id`, `answer` (the reference) and `completions` (a list of texts). Which text was cut by a token
-limit is not known here, so that a text without a final answer is `no_answer`, never `truncated`.
+A line of the file is one problem: `id`, `answer` (the reference) and `completions` (a list of
+texts). Which text was cut by a token limit is not known here, so that a text without a final answer
+is `no_answer`, never `truncated`.
 """
 
 import json
@@ -43,7 +45,10 @@ def read(path: Path) -> list[Problem]:
             raise BadInput(f"{path}: line {number} is not JSON") from None
         problem = _problem(row, f"{path}: line {number}")
         if str(problem.id) in seen:
-            raise BadInput(f"{path}: line {number}: 'id' {problem.id!r} is that of line {seen[str(problem.id)]} too; one problem a line")
+            raise BadInput(
+                f"{path}: line {number}: 'id' {problem.id!r} is that of line {seen[str(problem.id)]} too; one problem a"
+                " line"
+            )
         seen[str(problem.id)] = number
         problems.append(problem)
     if not problems:
@@ -57,7 +62,10 @@ def _problem(row: Any, where: str) -> Problem:
     missing = [key for key in ("id", "answer", "completions") if key not in row]
     if missing:
         raise BadInput(f"{where} lacks '{missing[0]}'")
-    for key, kinds, what in (("id", (str, int), "a string or an integer"), ("answer", (str, int, float), "a string or a number")):
+    for key, kinds, what in (
+        ("id", (str, int), "a string or an integer"),
+        ("answer", (str, int, float), "a string or a number"),
+    ):
         if not isinstance(row[key], kinds) or isinstance(row[key], bool):
             raise BadInput(f"{where}: '{key}' takes {what}, not {json.dumps(row[key])[:60]}")
     texts = row["completions"]
@@ -69,31 +77,49 @@ def _problem(row: Any, where: str) -> Problem:
 def grade(problems: list[Problem], limits: Limits) -> list[list[Verdict]]:
     """Verdicts of each problem's completions, in order."""
     prompts = [Prompt(str(p.id), "completions", "", (), p.answer) for p in problems]
-    rollouts = [Rollout(q, i, (), (), "stop", text) for p, q in zip(problems, prompts) for i, text in enumerate(p.completions)]
+    rollouts = [
+        Rollout(q, i, (), (), "stop", text) for p, q in zip(problems, prompts) for i, text in enumerate(p.completions)
+    ]
     found = iter(verdicts(rollouts, limits))
     return [[next(found) for _ in p.completions] for p in problems]
 
 
-def summary(name: str, problems: list[Problem], graded: list[list[Verdict]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """avg@k, unbiased pass@1, 2, 4 … k, maj@k and verdict counts, and the [problems] values that each of the estimates is the mean of.
+def summary(
+    name: str, problems: list[Problem], graded: list[list[Verdict]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """avg@k, unbiased pass@1, 2, 4 … k, maj@k and verdict counts, and the [problems] values that
+    each of the estimates is the mean of.
 
-    k is the smallest number of completions of a problem. Where problems have more, avg@k is the mean over problems of the share of
-    *all* its completions that are right, pass@j is estimated from all of them, and maj@k from blocks of k (see `maj_at_k`).
+    k is the smallest number of completions of a problem. Where problems have more, avg@k is the
+    mean over problems of the share of *all* its completions that are right, pass@j is estimated
+    from all of them, and maj@k from blocks of k (see `maj_at_k`).
     """
     right = [[v is Verdict.CORRECT for v in row] for row in graded]
     n, correct = np.array([len(row) for row in right]), np.array([sum(row) for row in right])
     k = int(n.min())
     values = {f"avg@{k}": correct / n}
     values |= {f"pass@{j}": 1 - miss_at_k(n, correct, j) for j in sorted({*(2**i for i in range(k.bit_length())), k})}
-    values[f"maj@{k}"] = np.array([maj_at_k([[vote(text) for text in p.completions]], [r], k) for p, r in zip(problems, right)])
+    values[f"maj@{k}"] = np.array(
+        [maj_at_k([[vote(text) for text in p.completions]], [r], k) for p, r in zip(problems, right)]
+    )
     every = [v for row in graded for v in row]
     estimates = {key: float(value.mean()) for key, value in values.items()}
-    return {"benchmark": name, "n": len(problems), "k": k, **estimates, "verdicts": {v.value: every.count(v) for v in Verdict}}, values
+    return {
+        "benchmark": name,
+        "n": len(problems),
+        "k": k,
+        **estimates,
+        "verdicts": {v.value: every.count(v) for v in Verdict},
+    }, values
 
 
 def write(path: Path, problems: list[Problem], graded: list[list[Verdict]]) -> Path:
-    """Write `<path>.graded.jsonl`, one problem a line: `id`, `n`, `correct`, `verdicts` (one per completion)."""
+    """Write `<path>.graded.jsonl`, one problem a line: `id`, `n`, `correct`, `verdicts` (one per
+    completion)."""
     out = path.with_name(path.name + ".graded.jsonl")
-    rows = [{"id": p.id, "n": len(vs), "correct": vs.count(Verdict.CORRECT), "verdicts": vs} for p, vs in zip(problems, graded)]
+    rows = [
+        {"id": p.id, "n": len(vs), "correct": vs.count(Verdict.CORRECT), "verdicts": vs}
+        for p, vs in zip(problems, graded)
+    ]
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return out

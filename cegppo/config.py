@@ -1,7 +1,8 @@
 """What a run is: a dataclass tree, filled strictly from files and the command line.
 
-Later wins: defaults here < `include:` files < the method's preset < the experiment file < the command line. Every value knows
-where it came from. Whatever cannot be used is a BadInput that names file, key and the nearest valid name.
+Later wins: defaults here < `include:` files < the method's preset < the experiment file < the
+command line. Every value knows where it came from. Whatever cannot be used is a BadInput that names
+file, key and the nearest valid name.
 """
 
 import dataclasses
@@ -28,8 +29,10 @@ from .types import BadInput
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
-    "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens", "grader",
-    "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens", "update.offload_optimizer",
+    "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",
+    "grader",
+    "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
+    "update.offload_optimizer",
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
     "rollout.vllm.max_mismatch",
 )  # fmt: skip
@@ -37,7 +40,8 @@ NOT_IDENTITY = (
 
 @dataclass
 class Source:
-    """Where problems come from: a reasoning-gym task with its parameters, a local file, or a dataset of the Hugging Face hub."""
+    """Where problems come from: a reasoning-gym task with its parameters, a local file, or a
+    dataset of the Hugging Face hub."""
 
     name: str = ""  # of the benchmark in tables; default: the task's, the file's or the dataset's name
     task: str | None = None  # reasoning-gym task
@@ -46,8 +50,12 @@ class Source:
     hub: str | None = None  # id of a dataset on the hub, or a folder that `datasets.load_dataset` reads
     subset: str | None = None  # of the hub's dataset, which the hub calls its configuration
     split: str = "train"  # of the hub's dataset
-    columns: dict[str, str] = field(default_factory=dict)  # {problem: …, answer: …}, nested as `a.b`; default: a layout of docs/math.md
-    answer_form: str | None = None  # whole | boxed (the last \boxed{…} of the column) | hashes (what follows its last ####)
+    columns: dict[str, str] = field(
+        default_factory=dict
+    )  # {problem: …, answer: …}, nested as `a.b`; default: a layout of docs/math.md
+    answer_form: str | None = (
+        None  # whole | boxed (the last \boxed{…} of the column) | hashes (what follows its last ####)
+    )
     weight: float = 1.0  # share in the training mix
     k: int | None = None  # this and what follows: of a benchmark, instead of eval's
     temperature: float | None = None
@@ -59,7 +67,9 @@ class Source:
 class Data:
     train: list[Source] = field(default_factory=list)
     max_prompt_tokens: int = 1024  # longer prompts are counted and skipped
-    chat_template: bool = False  # of the model, around training and benchmark problems; else the problem and a line break
+    chat_template: bool = (
+        False  # of the model, around training and benchmark problems; else the problem and a line break
+    )
     suffix: str = ""  # put after every problem as it stands, so begin it with a space or a line break
 
 
@@ -67,8 +77,12 @@ class Data:
 class Model:
     path: str = "testbed"  # a folder or hub id for from_pretrained; "testbed": the embedded model, made on first use
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    dtype: str = "float32"  # float32 | bfloat16: of the computation; weights, gradients and optimizer state stay in fp32
-    packing: str = "auto"  # auto (on a GPU in bfloat16) | always | never: sequences one after the other instead of padded
+    dtype: str = (
+        "float32"  # float32 | bfloat16: of the computation; weights, gradients and optimizer state stay in fp32
+    )
+    packing: str = (
+        "auto"  # auto (on a GPU in bfloat16) | always | never: sequences one after the other instead of padded
+    )
     gradient_checkpointing: bool = False  # keep only each layer's input; about a third more computation
     head_chunk: int = 256  # MiB of logits held at a time; more are computed in blocks and again in the backward pass
 
@@ -82,7 +96,9 @@ class VLLM:
     sleep: bool = True  # give the device's memory back while the trainer works; a CPU cannot, and is left awake
     tensor_parallel: int = 1  # ranks that share one engine; above 1 under torchrun only
     dtype: str = "auto"  # auto (float32 on a CPU, else bfloat16) | float32 | bfloat16 | float16
-    max_mismatch: float | None = None  # mismatch/mean above which a run stops; default: 1e-3 if all is float32, else 0.1
+    max_mismatch: float | None = (
+        None  # mismatch/mean above which a run stops; default: 1e-3 if all is float32, else 0.1
+    )
 
 
 @dataclass
@@ -92,8 +108,12 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0  # 0: off
     max_tokens: int = 64
-    stop: list[str] = field(default_factory=list)  # a response ends with the token that completes one of these; vllm only
-    drop_constant_groups: str = "no"  # no | drop (train on fewer) | refill (sample more prompts until the batch is full)
+    stop: list[str] = field(
+        default_factory=list
+    )  # a response ends with the token that completes one of these; vllm only
+    drop_constant_groups: str = (
+        "no"  # no | drop (train on fewer) | refill (sample more prompts until the batch is full)
+    )
     prompts_per_round: int | None = (
         None  # sampled at a time when groups are dropped; default: prompts_per_step, which is what trains at most
     )
@@ -119,13 +139,17 @@ class Update:
     grad_clip: float = 1.0
     aggregate: str = "token"  # token | sequence | constant
     micro_batch_tokens: int = 16384  # tokens of one forward pass, padding included; never changes a gradient
-    offload_optimizer: bool = False  # AdamW's moments wait in the CPU's memory; does nothing more where the model is there too
+    offload_optimizer: bool = (
+        False  # AdamW's moments wait in the CPU's memory; does nothing more where the model is there too
+    )
     dual_clip: float = 0.0  # 0: off; c > 1: no gradient where A < 0 and ratio > c
     kl_coef: float = 0.0  # to the frozen starting policy
     kl_estimator: str = "k3"  # k1 | k2 | k3
     entropy_coef: float = 0.0
     nll_coef: float = 0.0  # negative log-likelihood of correct responses
-    correction: str = "none"  # of sampler against trainer, ρ = π_old / π_sampler: none | truncate (to the bounds) | mask (0 outside)
+    correction: str = (
+        "none"  # of sampler against trainer, ρ = π_old / π_sampler: none | truncate (to the bounds) | mask (0 outside)
+    )
     correction_level: str = "token"  # token | sequence (ρ is the product over the response)
     correction_low: float = 0.0
     correction_high: float = 2.0
@@ -148,13 +172,17 @@ class Eval:
     top_k: int = 0
     max_tokens: int | None = None  # default: as in training
     seed: int = 1000  # of the samples and of generated benchmarks, the same for every run
-    benchmarks: list[Source] = field(default_factory=list)  # in YAML also NAME or NAME=FILE of experiments/benchmarks/NAME.yaml
+    benchmarks: list[Source] = field(
+        default_factory=list
+    )  # in YAML also NAME or NAME=FILE of experiments/benchmarks/NAME.yaml
 
 
 @dataclass
 class Diagnostics:
     every: int = 10  # steps between ledgers and token records; 0: none. Neither changes what is trained
-    classes: str = "probability"  # probability: high means p ≥ threshold | surprisal: high means −log p ≤ entropy of the state
+    classes: str = (
+        "probability"  # probability: high means p ≥ threshold | surprisal: high means −log p ≤ entropy of the state
+    )
     threshold: float = 0.5
     probe: int = 64  # responses in the ledger's fixed probe batch
     max_tokens: int = 20000  # rows of a token record; above, whole responses are left out at random
@@ -178,7 +206,9 @@ class Config:
     method: str = "grpo"
     reward: str = "task"  # task | random (a coin instead of the grader; arXiv 2509.26114)
     reward_values: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of a failed and of a correct response
-    overlong_buffer: float = 0.0  # share of rollout.max_tokens, at its end, over which the soft overlong punishment grows; 0: off
+    overlong_buffer: float = (
+        0.0  # share of rollout.max_tokens, at its end, over which the soft overlong punishment grows; 0: off
+    )
     eval_every: int = 20  # besides the start and the end; 0: only these
     checkpoint_every: int = 20
     threads: int = 0  # torch threads; 0: what torch chooses
@@ -203,13 +233,16 @@ class Config:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.run_dir) if self.run_dir else Path(self.results) / self.experiment / self.arm / f"seed{self.seed}"
+        return (
+            Path(self.run_dir) if self.run_dir else Path(self.results) / self.experiment / self.arm / f"seed{self.seed}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The flattened values that make this run this run: equal for two configurations iff one may resume the other."""
+        """The flattened values that make this run this run: equal for two configurations iff one
+        may resume the other."""
         made = {k: v for k, v in _flatten(self.to_dict()).items() if not under(k, NOT_IDENTITY)}
         for key, value in self.loss.items():
             if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
@@ -236,9 +269,12 @@ AT_LEAST = {
     "steps": 1, "prompts_per_step": 1, "group_size": 1, "updates_per_step": 1, "eval_every": 0, "checkpoint_every": 1,
     "threads": 0, "overlong_buffer": 0, "rollout.max_tokens": 1, "rollout.top_k": 0, "rollout.max_refills": 1,
     "rollout.vllm.max_rows": 1, "rollout.vllm.tensor_parallel": 1, "update.correction_low": 0, "model.head_chunk": 1,
-    "update.warmup_steps": 0, "update.lr": 0, "update.weight_decay": 0, "update.micro_batch_tokens": 1, "update.dual_clip": 0,
-    "update.kl_coef": 0, "update.entropy_coef": 0, "update.nll_coef": 0, "update.grad_clip": 0, "critic.lr": 0, "critic.clip": 0,
-    "critic.warmup_steps": 0, "critic.grad_clip": 0, "eval.k": 1, "eval.size": 1, "eval.top_k": 0, "data.max_prompt_tokens": 1,
+    "update.warmup_steps": 0, "update.lr": 0, "update.weight_decay": 0, "update.micro_batch_tokens": 1,
+    "update.dual_clip": 0,
+    "update.kl_coef": 0, "update.entropy_coef": 0, "update.nll_coef": 0, "update.grad_clip": 0, "critic.lr": 0,
+    "critic.clip": 0,
+    "critic.warmup_steps": 0, "critic.grad_clip": 0, "eval.k": 1, "eval.size": 1, "eval.top_k": 0,
+    "data.max_prompt_tokens": 1,
     "seed": 0, "eval.seed": 0, "diagnostics.every": 0, "diagnostics.probe": 1, "diagnostics.max_tokens": 1,
     "grader.workers": 0, "grader.memory_mb": 256,
 }  # fmt: skip
@@ -256,12 +292,14 @@ def nearest(name: str, valid: typing.Iterable[str], prefix: str = "") -> str:
 
 
 def first_step(when: int | str, steps: int) -> int:
-    """The step from which an entry of a schedule holds: a step, or a share of the run such as "58%"."""
+    """The step from which an entry of a schedule holds: a step, or a share of the run such as
+    "58%"."""
     return when if isinstance(when, int) else round(float(when.removesuffix("%")) / 100 * steps)
 
 
 def knob_at(value: Any, step: int, steps: int) -> float:
-    """A loss's knob in step `step` of `steps`: `value` itself, or the last entry of a schedule [[when, value], …] that has begun."""
+    """A loss's knob in step `step` of `steps`: `value` itself, or the last entry of a schedule
+    [[when, value], …] that has begun."""
     return value if not isinstance(value, list) else [v for when, v in value if first_step(when, steps) <= step][-1]
 
 
@@ -269,7 +307,11 @@ def _schedule_problem(value: list, steps: int) -> str | None:
     """What is wrong with a schedule; None when nothing is."""
     pairs = all(isinstance(entry, list) and len(entry) == 2 for entry in value)
     share = lambda when: isinstance(when, str) and re.fullmatch(r"\d+(\.\d+)?%", when)
-    if not value or not pairs or not all(share(w) or (isinstance(w, int) and not isinstance(w, bool)) for w, _ in value):
+    if (
+        not value
+        or not pairs
+        or not all(share(w) or (isinstance(w, int) and not isinstance(w, bool)) for w, _ in value)
+    ):
         return "a schedule is a list of [step, value] or [share%, value], such as [[0, 0.0], [58%, 0.5]]"
     starts = [first_step(when, steps) for when, _ in value]
     if any(isinstance(when, str) and float(when[:-1]) > 100 for when, _ in value):
@@ -288,7 +330,8 @@ def benchmarks() -> list[str]:
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> tuple[Config, dict[str, str]]:
-    """The configuration of experiment file `path` with `key=value` overrides, and the origin of each of its values.
+    """The configuration of experiment file `path` with `key=value` overrides, and the origin of
+    each of its values.
 
     Raises BadInput for anything that cannot be used.
     """
@@ -296,7 +339,9 @@ def load(path: str | Path, overrides: list[str] = ()) -> tuple[Config, dict[str,
     named = [item for item in overrides if re.fullmatch(r"model=[^{\[].*", item)]  # a model for a dry run, below
     cli = parse_overrides([item for item in overrides if item not in named])
     layers = _file_layers(path)
-    method = next((layer["method"] for _, layer in [("command line", cli), *reversed(layers)] if "method" in layer), None)
+    method = next(
+        (layer["method"] for _, layer in [("command line", cli), *reversed(layers)] if "method" in layer), None
+    )
     method = Config.method if method is None else method
     if method not in methods():
         raise BadInput(f"unknown method '{method}'{nearest(str(method), methods())}")
@@ -307,13 +352,20 @@ def load(path: str | Path, overrides: list[str] = ()) -> tuple[Config, dict[str,
         name = item.removeprefix("model=")
         known = sorted(p.stem for p in (EXPERIMENTS / "model").glob("*.yaml"))
         if name not in known:
-            raise BadInput(f"command line: model={name}: no experiments/model/{name}.yaml{nearest(name, known)} (a path is model.path=…)")
+            raise BadInput(
+                f"command line: model={name}: no experiments/model/{name}.yaml{nearest(name, known)} (a path is"
+                " model.path=…)"
+            )
         base += _file_layers(EXPERIMENTS / "model" / f"{name}.yaml")
     config, origin = _resolve([*base, ("command line", cli)])
     config.experiment = config.experiment or path.stem
     if not config.arm:
         plain, _ = _resolve([*base, ("command line", {"method": method})])
-        changed = {k: v for k, v in config.identity().items() if plain.identity().get(k) != v and k not in ("seed", "experiment")}
+        changed = {
+            k: v
+            for k, v in config.identity().items()
+            if plain.identity().get(k) != v and k not in ("seed", "experiment")
+        }
         config.arm = ",".join([method, *(f"{k}={_short(v)}" for k, v in changed.items())])
     return config, origin
 
@@ -325,7 +377,8 @@ def _short(value: Any) -> str:
 
 
 def resolved(path: str | Path, overrides: list[str] = ()) -> Config:
-    """The configuration that a run's `config.yaml` recorded (no includes, no preset: it is complete), with overrides."""
+    """The configuration that a run's `config.yaml` recorded (no includes, no preset: it is
+    complete), with overrides."""
     return _resolve([(str(path), read_yaml(Path(path))), ("command line", parse_overrides(overrides))])[0]
 
 
@@ -377,7 +430,9 @@ def read_yaml(path: Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}:{where} not valid YAML ({getattr(error, 'problem', None) or type(error).__name__})") from None
+        raise BadInput(
+            f"{path}:{where} not valid YAML ({getattr(error, 'problem', None) or type(error).__name__})"
+        ) from None
     if not isinstance(tree, dict) or list(tree.values()) == [None] and ":" not in path.read_text(encoding="utf-8"):
         raise BadInput(f"{path}: expected `key: value` lines")
     return tree
@@ -410,7 +465,8 @@ def parse_overrides(overrides: typing.Iterable[str]) -> dict:
 
 
 def _named_benchmark(item: str, where: str) -> list[dict]:
-    """The sources that NAME of `eval.benchmarks` stands for; NAME=FILE reads a local file instead, its layout found by itself."""
+    """The sources that NAME of `eval.benchmarks` stands for; NAME=FILE reads a local file
+    instead, its layout found by itself."""
     name, given, file = item.partition("=")
     if name not in benchmarks():
         raise BadInput(f"{where}: eval.benchmarks: unknown benchmark '{name}'{nearest(name, benchmarks())}")
@@ -424,7 +480,8 @@ def _named_benchmark(item: str, where: str) -> list[dict]:
 
 
 def _with_named_benchmarks(tree: dict, where: str) -> dict:
-    """`tree` with the names in its `eval.benchmarks` written out; what its `eval` says itself stands above their own settings."""
+    """`tree` with the names in its `eval.benchmarks` written out; what its `eval` says itself
+    stands above their own settings."""
     section = tree.get("eval")
     if not isinstance(section, dict) or not isinstance(section.get("benchmarks"), list):
         return tree
@@ -432,7 +489,9 @@ def _with_named_benchmarks(tree: dict, where: str) -> dict:
     made = []
     for item in section["benchmarks"]:
         named = isinstance(item, str)
-        made += [{k: v for k, v in s.items() if k not in said} for s in _named_benchmark(item, where)] if named else [item]
+        made += (
+            [{k: v for k, v in s.items() if k not in said} for s in _named_benchmark(item, where)] if named else [item]
+        )
     return {**tree, "eval": {**section, "benchmarks": made}}
 
 
@@ -445,7 +504,9 @@ def _resolve(layers: list[tuple[str, dict]]) -> tuple[Config, dict[str, str]]:
         _check_keys(tree, Config, where)
         tree = dict(tree)
         said = tree.get("eval", {})
-        for key in SAMPLING:  # later wins: eval.k here stands above the k that a benchmark of an earlier layer has of its own
+        for (
+            key
+        ) in SAMPLING:  # later wins: eval.k here stands above the k that a benchmark of an earlier layer has of its own
             for source in merged.eval.benchmarks if key in said and "benchmarks" not in said else []:
                 source[key] = None
         if "loss" in tree:  # choosing another loss drops the knobs of the one before
@@ -528,7 +589,9 @@ def _check_loss(config: Config, origin: dict[str, str]) -> None:
                 rule = "at least 0" if low is None else f"above {low:g}" + (f" and below {high:g}" if high else "")
                 raise BadInput(f"{where}: loss.{key} must be {rule}, not {number}")
     defaults = dataclasses.asdict(losses.load(name).Params())
-    cast = lambda key, value: [[w, cast(key, v)] for w, v in value] if isinstance(value, list) else type(defaults[key])(value)
+    cast = lambda key, value: (
+        [[w, cast(key, v)] for w, v in value] if isinstance(value, list) else type(defaults[key])(value)
+    )
     typed = {k: cast(k, v) for k, v in config.loss.items() if k != "name"}
     config.loss = {"name": name, **defaults, **typed}
 
@@ -568,8 +631,13 @@ def _check_values(config: Config, origin: dict[str, str]) -> None:
         raise bad("rollout.stop", "needs rollout.engine=vllm")
     if not all(r.stop):
         raise bad("rollout.stop", "must not hold an empty string")
-    if r.engine == "vllm" and r.temperature != 1 and (r.top_p < 1 or r.top_k):  # neither of its two ways to report them fits
-        raise bad("rollout.temperature", "must be 1 with top_p or top_k: vllm reports no log-probabilities after the one, before the other")
+    if (
+        r.engine == "vllm" and r.temperature != 1 and (r.top_p < 1 or r.top_k)
+    ):  # neither of its two ways to report them fits
+        raise bad(
+            "rollout.temperature",
+            "must be 1 with top_p or top_k: vllm reports no log-probabilities after the one, before the other",
+        )
     if config.update.correction_high <= config.update.correction_low:
         raise bad("update.correction_high", f"must be above update.correction_low={config.update.correction_low}")
     for key in ("update.beta1", "update.beta2"):
@@ -585,8 +653,12 @@ def _check_values(config: Config, origin: dict[str, str]) -> None:
     if config.overlong_buffer >= 1:
         raise bad("overlong_buffer", "is a share of rollout.max_tokens and must be below 1")
     r = config.rollout
-    if r.prompts_per_round is not None and (r.drop_constant_groups == "no" or r.prompts_per_round < config.prompts_per_step):
-        raise bad("rollout.prompts_per_round", "needs rollout.drop_constant_groups, and at least prompts_per_step prompts")
+    if r.prompts_per_round is not None and (
+        r.drop_constant_groups == "no" or r.prompts_per_round < config.prompts_per_step
+    ):
+        raise bad(
+            "rollout.prompts_per_round", "needs rollout.drop_constant_groups, and at least prompts_per_step prompts"
+        )
     if config.group_size == 1 and config.advantage.kind != "gae":
         raise bad("group_size", f"must be at least 2 with advantage.kind={config.advantage.kind}")
     if config.advantage.kind == "gae" and config.rollout.drop_constant_groups != "no" and config.group_size == 1:
@@ -616,10 +688,14 @@ def _check_source(source: Source, where: str, benchmark: bool) -> None:
     if source.columns and len(source.columns) < 2:
         raise BadInput(f"{where}columns names both 'problem' and 'answer'")
     if source.answer_form is not None and source.answer_form not in ANSWER_FORMS:
-        raise BadInput(f"{where}answer_form: unknown value '{source.answer_form}'{nearest(source.answer_form, ANSWER_FORMS)}")
+        raise BadInput(
+            f"{where}answer_form: unknown value '{source.answer_form}'{nearest(source.answer_form, ANSWER_FORMS)}"
+        )
     own = {key: getattr(source, key) for key in SAMPLING if getattr(source, key) is not None}
     if own and not benchmark:
         raise BadInput(f"{where}'{next(iter(own))}' is for benchmarks; training samples by rollout.* and group_size")
     for key, value in own.items():
         if not 0 < value < math.inf or (key == "top_p" and value > 1):
-            raise BadInput(f"{where}{key} of '{source.name}' must be {'in (0, 1]' if key == 'top_p' else 'above 0'}, not {value}")
+            raise BadInput(
+                f"{where}{key} of '{source.name}' must be {'in (0, 1]' if key == 'top_p' else 'above 0'}, not {value}"
+            )

@@ -1,4 +1,5 @@
-"""From counts of right answers to the estimates that papers report: pass@k, maj@k. avg@k is their mean. Numpy in, numbers out."""
+"""From counts of right answers to the estimates that papers report: pass@k, maj@k. avg@k is
+their mean. Numpy in, numbers out."""
 
 from collections import Counter
 from typing import Any
@@ -9,7 +10,8 @@ from .reward import final_answer, normalised
 
 
 def miss_at_k(n: int | np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased 1 − pass@k of each problem: C(n − c, k) / C(n, k) (Chen et al., arXiv 2107.03374, Eq. 1).
+    """Unbiased 1 − pass@k of each problem: C(n − c, k) / C(n, k) (Chen et al., arXiv 2107.03374,
+    Eq. 1).
 
     `n` samples a problem (a number, or [problems]), `correct` [problems] of them right, 1 ≤ k ≤ n.
     """
@@ -25,15 +27,23 @@ def pass_at_k(n: int | np.ndarray, correct: np.ndarray, k: int) -> float:
 
 
 def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int) -> float:
-    """Accuracy of the most frequent of k answers, mean over problems (self-consistency, Wang et al., arXiv 2203.11171).
+    """Accuracy of the most frequent of k answers, mean over problems (self-consistency, Wang et
+    al., arXiv 2203.11171).
 
-    `answers` and `correct` hold each problem's n ≥ k samples: the final answer as `reward.normalised` writes it, None for none, and
-    whether it is right. A problem's value is the mean over its ⌊n / k⌋ disjoint blocks of k consecutive samples. Within a block a
-    missing answer has no vote (none at all is a failure), and a tie counts the share of right answers among the tied.
+    `answers` and `correct` hold each problem's n ≥ k samples: the final answer as
+    `reward.normalised` writes it, None for none, and whether it is right. A problem's value is the
+    mean over its ⌊n / k⌋ disjoint blocks of k consecutive samples. Within a block a missing answer
+    has no vote (none at all is a failure), and a tie counts the share of right answers among the
+    tied.
     """
     blocks = lambda row: [row[i : i + k] for i in range(0, len(row) - k + 1, k)]
     return float(
-        np.mean([np.mean([_majority(a, c) for a, c in zip(blocks(given), blocks(right))]) for given, right in zip(answers, correct)])
+        np.mean(
+            [
+                np.mean([_majority(a, c) for a, c in zip(blocks(given), blocks(right))])
+                for given, right in zip(answers, correct)
+            ]
+        )
     )
 
 

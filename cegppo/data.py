@@ -1,6 +1,8 @@
-"""Problems as one endless, seeded, resumable stream of Prompts: reasoning-gym tasks, local files, datasets of the Hugging Face hub.
+"""Problems as one endless, seeded, resumable stream of Prompts: reasoning-gym tasks, local files,
+datasets of the Hugging Face hub.
 
-A row of a file or dataset is a problem (text, or chat messages as verl stores them) and its reference answer.
+A row of a file or dataset is a problem (text, or chat messages as verl stores them) and its
+reference answer.
 """
 
 import json
@@ -16,7 +18,8 @@ from .types import BadInput, Prompt
 
 TRAINING, BENCHMARK, WARM_UP = range(3)  # what problems are for; their random seeds never meet
 BLOCK = 10_000  # a generated task is an endless row of reasoning-gym datasets of this size, each with its own seed
-# (problem column, answer column, answer form): the first that fits a source's first row, unless the source names its columns.
+# (problem column, answer column, answer form): the first that fits a source's first row, unless the
+# source names its columns.
 LAYOUTS = (
     ("prompt", "reward_model.ground_truth", "whole"),  # verl, KlearReasoner-MathSub-30K
     ("question", "answer", "hashes"),  # GSM8K
@@ -35,7 +38,8 @@ def _task_names() -> list[str]:
 
 
 class Problems:
-    """The problems of one source. `problem(i)` is (question, answer, entry), the same for the same `seed` and `i`.
+    """The problems of one source. `problem(i)` is (question, answer, entry), the same for the same
+    `seed` and `i`.
 
     Raises BadInput when the source cannot be read, in the making.
     """
@@ -52,12 +56,17 @@ class Problems:
 
     def _check_task(self) -> None:
         if self.source.task not in _task_names():
-            raise BadInput(f"data source '{self.source.name}': unknown task '{self.source.task}'{nearest(self.source.task, _task_names())}")
+            raise BadInput(
+                f"data source '{self.source.name}': unknown task"
+                f" '{self.source.task}'{nearest(self.source.task, _task_names())}"
+            )
         try:
             self.problem(0)
         except Exception as error:  # every task checks its parameters in its own way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"data source '{self.source.name}': task '{self.source.task}' cannot be made: {reason}") from None
+            raise BadInput(
+                f"data source '{self.source.name}': task '{self.source.task}' cannot be made: {reason}"
+            ) from None
 
     @lru_cache(maxsize=2)  # noqa: B019 — a source lives as long as its run
     def _dataset(self, block: int):
@@ -79,7 +88,8 @@ class Problems:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file. Raises BadInput that names the file and the line."""
+    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file. Raises
+    BadInput that names the file and the line."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file (a data source's `file`)")
     if path.suffix == ".parquet":
@@ -110,20 +120,26 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def load_hub(source: Source) -> list[dict[str, Any]]:
-    """The rows of a dataset of the Hugging Face hub, or of a folder of data files; cached by `datasets`. Raises BadInput."""
+    """The rows of a dataset of the Hugging Face hub, or of a folder of data files; cached by
+    `datasets`. Raises BadInput."""
     import datasets  # slow to import, and needed for this only
 
     try:
         return datasets.load_dataset(source.hub, source.subset, split=source.split).to_list()
-    except Exception as error:  # no network, no such dataset, subset or split, a file that does not parse: each its own kind
+    except (
+        Exception
+    ) as error:  # no network, no such dataset, subset or split, a file that does not parse: each its own kind
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = "/".join(filter(None, (source.hub, source.subset, source.split)))
         hint = "a local copy serves as well: file: PATH, or NAME=PATH for a benchmark that has a name"
-        raise BadInput(f"data source '{source.name}': cannot load {what} from the Hugging Face hub: {reason}; {hint}") from None
+        raise BadInput(
+            f"data source '{source.name}': cannot load {what} from the Hugging Face hub: {reason}; {hint}"
+        ) from None
 
 
 def _column(row: dict[str, Any], name: str) -> Any:
-    """The value under `name`, or inside it for a name like `reward_model.ground_truth`; None when there is none."""
+    """The value under `name`, or inside it for a name like `reward_model.ground_truth`; None
+    when there is none."""
     if name in row:
         return row[name]
     value: Any = row
@@ -133,7 +149,8 @@ def _column(row: dict[str, Any], name: str) -> Any:
 
 
 def _reference(value: Any, form: str) -> str | None:
-    """The reference answer in an answer column; None when it is not of that form. A list (of parts) is joined."""
+    """The reference answer in an answer column; None when it is not of that form. A list (of
+    parts) is joined."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if form == "boxed":
         return final_answer(text)
@@ -149,14 +166,18 @@ def _read_row(row: Any, problem: str, answer: str, form: str) -> tuple[Question,
         return None
     question, reference = _column(row, problem), _reference(_column(row, answer), form)
     if isinstance(question, list):
-        if not all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in question):
+        if not all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in question
+        ):
             return None
         question = [{"role": m["role"], "content": m["content"]} for m in question]
     return None if reference is None else (question if isinstance(question, list) else str(question), reference)
 
 
 def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[tuple[Question, str]]:
-    """(question, answer) of every row, by the source's columns or the first layout that fits its first row. Raises BadInput."""
+    """(question, answer) of every row, by the source's columns or the first layout that fits its
+    first row. Raises BadInput."""
     if not isinstance(rows, list) or not rows:
         raise BadInput(f"{where}: holds no problems")
     layouts = [layout for layout in LAYOUTS if source.answer_form in (None, layout[2])]
@@ -167,7 +188,11 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
     for number, row in enumerate(rows, 1):
         found = layout and _read_row(row, *layout)
         if not found:
-            wanted = f"'{layout[0]}' or a {layout[2]} answer in '{layout[1]}'" if layout else "a problem and an answer that are recognised"
+            wanted = (
+                f"'{layout[0]}' or a {layout[2]} answer in '{layout[1]}'"
+                if layout
+                else "a problem and an answer that are recognised"
+            )
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             hint = "" if layout else "; name them: columns: {problem: …, answer: …}"
             raise BadInput(f"{where}: row {number} lacks {wanted}; it has: {there}{hint}")
@@ -178,8 +203,9 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
 def encode(question: Question, tokenizer, data: Data) -> tuple[str, tuple[int, ...]]:
     """(text, token ids) of a prompt, after which the response begins.
 
-    Without the chat template the text is the question, the suffix and a line break. With it, the question is a user's message,
-    chat messages stay what they are, and the suffix goes to the last of them. Raises BadInput.
+    Without the chat template the text is the question, the suffix and a line break. With it, the
+    question is a user's message, chat messages stay what they are, and the suffix goes to the last
+    of them. Raises BadInput.
     """
     messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
     last = messages[-1]["content"]
@@ -196,11 +222,15 @@ def encode(question: Question, tokenizer, data: Data) -> tuple[str, tuple[int, .
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     except Exception as error:  # a template is a program of its own and may refuse a role, say
-        raise BadInput(f"data.chat_template: the model's template refuses a prompt: {str(error).splitlines()[0]}") from None
+        raise BadInput(
+            f"data.chat_template: the model's template refuses a prompt: {str(error).splitlines()[0]}"
+        ) from None
     return text, tuple(ids)
 
 
-def make_prompt(question: Question, answer: str, entry: dict, source: Source, number: str, tokenizer, data: Data) -> Prompt:
+def make_prompt(
+    question: Question, answer: str, entry: dict, source: Source, number: str, tokenizer, data: Data
+) -> Prompt:
     """The Prompt of a problem."""
     try:
         text, ids = encode(question, tokenizer, data)
@@ -210,7 +240,8 @@ def make_prompt(question: Question, answer: str, entry: dict, source: Source, nu
 
 
 def benchmarks(config: Config, tokenizer) -> dict[str, list[Prompt]]:
-    """Each benchmark's prompts: the first `eval.size` of a generated task (seeded by `eval.seed`), or a whole file or dataset."""
+    """Each benchmark's prompts: the first `eval.size` of a generated task (seeded by
+    `eval.seed`), or a whole file or dataset."""
     made = {}
     for source in config.eval.benchmarks:
         problems = Problems(source, BENCHMARK, config.eval.seed)
@@ -271,8 +302,8 @@ class PromptStream:
                 taken.append(prompt)
             if tried > 1000 * count:
                 raise BadInput(
-                    f"data.train: of {tried} prompts {self.held_out_count} are benchmark questions and {self.too_long_count} are "
-                    f"longer than data.max_prompt_tokens={self.max_tokens}"
+                    f"data.train: of {tried} prompts {self.held_out_count} are benchmark questions and"
+                    f" {self.too_long_count} are longer than data.max_prompt_tokens={self.max_tokens}"
                 )
         return taken
 

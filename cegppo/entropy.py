@@ -1,15 +1,19 @@
 """The instrument: which tokens move the entropy, by how much, and through which side of the clip.
 
-It asks a loss nothing. The weight that a loss puts on a token's score function is measured, w = −∂ Σ loss / ∂ log π_θ(y_t), and
-everything else follows from w and the token statistics of the same forward pass:
+It asks a loss nothing. The weight that a loss puts on a token's score function is measured, w = −∂
+Σ loss / ∂ log π_θ(y_t), and everything else follows from w and the token statistics of the same
+forward pass:
 
-* class: advantage sign × probability (PA&HP, PA&LP, NA&HP, NA&LP); tokens with A = 0 belong to none;
-* clip side: low where A < 0 and ratio < 1 − ε_low, high where A > 0 and ratio > 1 + ε_high: what a clip at those bounds would
-  have cut, whatever the loss did with it;
+* class: advantage sign × probability (PA&HP, PA&LP, NA&HP, NA&LP); tokens with A = 0 belong to
+  none;
+* clip side: low where A < 0 and ratio < 1 − ε_low, high where A > 0 and ratio > 1 + ε_high: what a
+  clip at those bounds would have cut, whatever the loss did with it;
 * gradient contribution: |w| √(1 − 2p + Σπ²), the norm of w ∇_z log π(y_t) in logit space;
-* first-order entropy change for dz = w ∇_z log π(y_t): −w [p (log p + H) − Σ π² (log π + H)] (arXiv 2602.09782, 2602.03392).
+* first-order entropy change for dz = w ∇_z log π(y_t): −w [p (log p + H) − Σ π² (log π + H)] (arXiv
+  2602.09782, 2602.03392).
 
-Sums go into a Tally, so nothing depends on how a step is cut into micro-batches. docs/metrics.md defines every key.
+Sums go into a Tally, so nothing depends on how a step is cut into micro-batches. docs/metrics.md
+defines every key.
 """
 
 from dataclasses import dataclass, field
@@ -37,8 +41,8 @@ class ClipRange:
 def token_class(logprob: Tensor, entropy: Tensor, advantage: Tensor, rule: str, threshold: float) -> Tensor:
     """Class codes (index into CLASSES), any shape, int64.
 
-    `probability`: high means p ≥ threshold. `surprisal`: high means −log p ≤ H, the boundary at which the sampled token's own
-    part of the first-order entropy change has sign 0.
+    `probability`: high means p ≥ threshold. `surprisal`: high means −log p ≤ H, the boundary at
+    which the sampled token's own part of the first-order entropy change has sign 0.
     """
     high = logprob.exp() >= threshold if rule == "probability" else -logprob <= entropy
     code = torch.where(advantage > 0, 2, 4) - high.long()
@@ -58,19 +62,22 @@ def gradient_contribution(weight: Tensor, prob: Tensor, sum_p2: Tensor) -> Tenso
 
 
 def entropy_change(weight: Tensor, logprob: Tensor, entropy: Tensor, sum_p2: Tensor, sum_p2_logp: Tensor) -> Tensor:
-    """First-order ΔH of one state's softmax for the logit step w (e_a − π), in nats per unit of step; any shape."""
+    """First-order ΔH of one state's softmax for the logit step w (e_a − π), in nats per unit of
+    step; any shape."""
     own = logprob.exp() * (logprob + entropy)
     return -weight * (own - (sum_p2_logp + entropy * sum_p2))
 
 
 def covariance_form(advantage: Tensor, logprob: Tensor, entropy: Tensor) -> Tensor:
-    """One sample's term of −Cov_{a∼π}(log π, π A) (arXiv 2509.20712, Eq. 7): −(log p + H) p A; any shape."""
+    """One sample's term of −Cov_{a∼π}(log π, π A) (arXiv 2509.20712, Eq. 7): −(log p + H) p A;
+    any shape."""
     return -(logprob + entropy) * logprob.exp() * advantage
 
 
 @dataclass
 class Tally:
-    """Sums over the tokens of a step's updates; the metrics are their quotients. Adding is all that ever happens to it."""
+    """Sums over the tokens of a step's updates; the metrics are their quotients. Adding is all
+    that ever happens to it."""
 
     sums: dict[str, np.ndarray] = field(default_factory=dict)
     lows: dict[str, float] = field(default_factory=dict)
@@ -84,12 +91,20 @@ class Tally:
         self.lows[name] = min(self.lows.get(name, float("inf")), float(value))
 
     def add_tokens(
-        self, x: TokenBatch, weight_BT: Tensor, scale_BT: Tensor, clip: ClipRange, rule: str = "probability", threshold: float = 0.5
+        self,
+        x: TokenBatch,
+        weight_BT: Tensor,
+        scale_BT: Tensor,
+        clip: ClipRange,
+        rule: str = "probability",
+        threshold: float = 0.5,
     ) -> None:
-        """Count a micro-batch. `weight_BT` is w; `scale_BT` its factor in the aggregated loss (1/tokens for a token mean)."""
+        """Count a micro-batch. `weight_BT` is w; `scale_BT` its factor in the aggregated loss
+        (1/tokens for a token mean)."""
         inside = x.mask_BT.bool()
         fields = (
-            x.logprob_BT, x.entropy_BT, x.advantage_BT, x.sum_p2_BT, x.sum_p2_logp_BT, x.log_ratio_BT, weight_BT * scale_BT, scale_BT,
+            x.logprob_BT, x.entropy_BT, x.advantage_BT, x.sum_p2_BT, x.sum_p2_logp_BT, x.log_ratio_BT,
+            weight_BT * scale_BT, scale_BT,
         )  # fmt: skip
         stacked = torch.stack([value_BT.detach() for value_BT in fields])[
             :, inside
@@ -108,7 +123,9 @@ class Tally:
             "kl_k1": -log_ratio,
             "kl_k3": log_ratio.expm1() - log_ratio,
         }
-        cells = prob.new_zeros(len(columns), len(CLASSES) * len(SIDES)).index_add_(1, cell, torch.stack(list(columns.values())))
+        cells = prob.new_zeros(len(columns), len(CLASSES) * len(SIDES)).index_add_(
+            1, cell, torch.stack(list(columns.values()))
+        )
         for name, value in zip(columns, cells.view(-1, len(CLASSES), len(SIDES)).cpu().numpy()):
             self.add(name, value)
         low, high = torch.aminmax(ratio)
@@ -135,7 +152,8 @@ class Tally:
         return whole
 
     def metrics(self, updates: int) -> dict[str, float]:
-        """The glossary's token metrics. `updates` is how many updates the sums cover. A mean over no token is left out."""
+        """The glossary's token metrics. `updates` is how many updates the sums cover. A mean
+        over no token is left out."""
         if "tokens" not in self.sums:
             return {}
         tokens_CS, total = self.sums["tokens"], self.sums["tokens"].sum()

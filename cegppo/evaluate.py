@@ -1,7 +1,8 @@
-"""k samples a problem. What is stored are counts, not estimates; avg@k and the unbiased pass@k follow from them.
+"""k samples a problem. What is stored are counts, not estimates; avg@k and the unbiased pass@k
+follow from them.
 
-Training evaluates lightly (`Evaluator.run`: counts only); `run.py eval` keeps every completion (`Evaluator.run_kept`) and can be
-killed and continued.
+Training evaluates lightly (`Evaluator.run`: counts only); `run.py eval` keeps every completion
+(`Evaluator.run_kept`) and can be killed and continued.
 """
 
 from collections import Counter
@@ -24,7 +25,8 @@ SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed 
 
 
 def summary(benchmark: str, k: int, correct: list[int], verdicts: dict[str, int]) -> dict[str, Any]:
-    """One row of eval.jsonl: problems, samples each, correct per problem, avg@k, pass@1, 2, 4 … k."""
+    """One row of eval.jsonl: problems, samples each, correct per problem, avg@k, pass@1, 2, 4 …
+    k."""
     counts = np.array(correct)
     powers = sorted({*(2**i for i in range(k.bit_length()) if 2**i <= k), k})
     return {
@@ -39,7 +41,8 @@ def summary(benchmark: str, k: int, correct: list[int], verdicts: dict[str, int]
 
 
 def per_problem(row: dict[str, Any]) -> dict[str, np.ndarray]:
-    """[problems] values whose means are the estimates `avg@k`, `pass@j` and, when completions were kept, `maj@k` of `row`."""
+    """[problems] values whose means are the estimates `avg@k`, `pass@j` and, when completions
+    were kept, `maj@k` of `row`."""
     k, correct = row["k"], np.array(row["correct"])
     made = {f"avg@{k}": correct / k, **{f"pass@{j}": 1 - miss_at_k(k, correct, j) for j in range(1, k + 1)}}
     return made | ({f"maj@{k}": np.array(row["majority"])} if "majority" in row else {})
@@ -57,7 +60,8 @@ class Benchmark:
 
 @dataclass
 class Evaluator:
-    """Benchmarks and the sampler that answers them. Samples depend on (eval.seed, step, problem, index) only."""
+    """Benchmarks and the sampler that answers them. Samples depend on (eval.seed, step, problem,
+    index) only."""
 
     sampler: Any
     benchmarks: list[Benchmark]
@@ -74,12 +78,14 @@ class Evaluator:
         return rows
 
     def identity(self, b: Benchmark, step: int, model: list[Any]) -> str:
-        """A digest of everything the samples of `b` depend on; `model` is the model's fingerprint."""
+        """A digest of everything the samples of `b` depend on; `model` is the model's
+        fingerprint."""
         prompts = [[p.id, p.token_ids, p.answer] for p in b.prompts]
         return digest([*self.sampler.identity, b.name, b.k, b.rules, self.sampler.seed, step, model, prompts])
 
     def run_kept(self, b: Benchmark, step: int, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
-        """The row of one benchmark with its completions kept in `path`, one line a problem; goes on where that file ends."""
+        """The row of one benchmark with its completions kept in `path`, one line a problem; goes
+        on where that file ends."""
         with parallel.together():
             kept = Completions(path) if parallel.rank() == 0 else parallel.Elsewhere()
         rows = parallel.gathered(list(kept.rows) if parallel.rank() == 0 else None)[0]

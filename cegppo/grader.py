@@ -1,13 +1,16 @@
 """Whether a LaTeX answer equals the reference: math-verify (0.9) in processes that may be killed.
 
-(reference, answer) pairs flow in, True, False or None (the grader failed) flow out, in order. Sympy can be sent on an endless or
-enormous computation by ten characters, so every answer has a wall-clock limit, enforced by the kernel's timer, and a memory limit.
-Each worker is two processes: a *nurse* that has sympy loaded and only passes lines on, and its *child*, which computes. A child that
-dies costs its own answer; the next one is forked in milliseconds from the nurse, which knows neither CUDA nor torch. When the process
-that asked dies, however it dies, the nurse reads the end of its input and both are gone, at the latest after one time limit.
+(reference, answer) pairs flow in, True, False or None (the grader failed) flow out, in order. Sympy
+can be sent on an endless or enormous computation by ten characters, so every answer has a
+wall-clock limit, enforced by the kernel's timer, and a memory limit. Each worker is two processes:
+a *nurse* that has sympy loaded and only passes lines on, and its *child*, which computes. A child
+that dies costs its own answer; the next one is forked in milliseconds from the nurse, which knows
+neither CUDA nor torch. When the process that asked dies, however it dies, the nurse reads the end
+of its input and both are gone, at the latest after one time limit.
 
-Left out: extracting an answer from prose (the final answer is what stands in \\boxed{…}), and math-verify's own time limit, which
-works in a main thread only and which an `except` in sympy can swallow.
+Left out: extracting an answer from prose (the final answer is what stands in \\boxed{…}), and
+math-verify's own time limit, which works in a main thread only and which an `except` in sympy can
+swallow.
 """
 
 import json
@@ -26,7 +29,8 @@ Pair = tuple[str, str]  # reference, answer
 
 @dataclass
 class Limits:
-    """Of the math-verify workers (`grader.*` in YAML). They start with the first answer that needs sympy."""
+    """Of the math-verify workers (`grader.*` in YAML). They start with the first answer that
+    needs sympy."""
 
     timeout: float = 5.0  # seconds of wall clock an answer may take
     memory_mb: int = 1024  # address space of the process that grades it
@@ -34,9 +38,11 @@ class Limits:
 
 
 def grade(pairs: Sequence[Pair], limits: Limits) -> list[bool | None]:
-    """Whether each answer equals its reference, in order; None where that could not be found out. Equal pairs are graded once.
+    """Whether each answer equals its reference, in order; None where that could not be found out.
+    Equal pairs are graded once.
 
-    Raises RuntimeError when a worker cannot start (math-verify is broken or missing): that is no statement about an answer.
+    Raises RuntimeError when a worker cannot start (math-verify is broken or missing): that is no
+    statement about an answer.
     """
     distinct = dict.fromkeys(pairs)
     if distinct:
@@ -51,7 +57,8 @@ def _pool(timeout: float, memory_mb: int, workers: int) -> "Pool":
 
 
 class Pool:
-    """Up to `workers` workers, each held by a thread that waits for it. A worker starts with the first answer its thread gets."""
+    """Up to `workers` workers, each held by a thread that waits for it. A worker starts with the
+    first answer its thread gets."""
 
     def __init__(self, timeout: float, memory_mb: int, workers: int):
         self.limits = (str(timeout), str(memory_mb))
@@ -78,9 +85,10 @@ class Pool:
         return None
 
     def _start(self) -> subprocess.Popen:
-        # A plain program: nothing of this process (CUDA, threads, locks) is inherited. -P keeps this folder, with its `types.py`, off
-        # the path. A session of its own, so that Ctrl-C stops the run after its step instead of the graders within it. A fixed hash
-        # seed, because sympy's results may depend on the order of sets.
+        # A plain program: nothing of this process (CUDA, threads, locks) is inherited. -P keeps
+        # this folder, with its `types.py`, off the path. A session of its own, so that Ctrl-C stops
+        # the run after its step instead of the graders within it. A fixed hash seed, because
+        # sympy's results may depend on the order of sets.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         nurse = subprocess.Popen(
             [sys.executable, "-P", __file__, *self.limits], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
@@ -93,18 +101,21 @@ class Pool:
         return nurse
 
 
-# ---------------------------------------------------------------------------------------------------- in a worker's processes
+# ---------------------------------------------------------------------- in a worker's processes
 
-# Typical answers, parsed once in the nurse: the parser's tables are built on first use (0.2 s), and children inherit them.
+# Typical answers, parsed once in the nurse: the parser's tables are built on first use (0.2 s), and
+# children inherit them.
 WARM_UP = (
-    "\\frac{14}{3}", "2\\sqrt{3}+1", "\\left(3,\\frac{\\pi}{2}\\right)", "[-2,7)\\cup\\{9\\}", "x^2-2x=y", "50\\%", "90^\\circ",
+    "\\frac{14}{3}", "2\\sqrt{3}+1", "\\left(3,\\frac{\\pi}{2}\\right)", "[-2,7)\\cup\\{9\\}", "x^2-2x=y", "50\\%",
+    "90^\\circ",
     "\\text{east}", "\\begin{pmatrix}1&-2\\\\0.5&x\\end{pmatrix}", "1,2", "x\\ge-1", "3+4i", "\\log_2{3}", "\\sin x",
     "\\$1{,}000", "-\\infty", "n!",
 )  # fmt: skip
 
 
 class Verifier:
-    """math-verify, with what it swallows told apart. `ask(pair)` is b"1" (equal), b"0" (not equal) or b"?" (could not be found out)."""
+    """math-verify, with what it swallows told apart. `ask(pair)` is b"1" (equal), b"0" (not
+    equal) or b"?" (could not be found out)."""
 
     def __init__(self):
         import logging
@@ -113,14 +124,20 @@ class Verifier:
 
         logging.disable(logging.CRITICAL)  # it warns that its own time limit is off
         self._parse, self._verify = parser.parse, grader.verify
-        # Only the box: the library's other patterns would fish a number out of "\\boxed{15 or maybe 42}" when the whole is unreadable.
+        # Only the box: the library's other patterns would fish a number out of "\\boxed{15 or maybe
+        # 42}" when the whole is unreadable.
         self._boxed = [parser.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
         self.faults: list[BaseException] = []
-        # math-verify turns any exception into "not equal". Running out of memory or stack is no such statement, nor is a parser
-        # that breaks; a plain `Exception` is its way to say that the text is not LaTeX mathematics.
+        # math-verify turns any exception into "not equal". Running out of memory or stack is no
+        # such statement, nor is a parser that breaks; a plain `Exception` is its way to say that
+        # the text is not LaTeX mathematics.
         parser.latex2sympy = self._watched(parser.latex2sympy, lambda error: type(error) is not Exception)
         for name in ("simplify", "solve"):
-            setattr(grader, name, self._watched(getattr(grader, name), lambda error: isinstance(error, (MemoryError, RecursionError))))
+            setattr(
+                grader,
+                name,
+                self._watched(getattr(grader, name), lambda error: isinstance(error, (MemoryError, RecursionError))),
+            )
 
     def _watched(self, function: Any, is_fault: Any) -> Any:
         def watched(*args: Any, **options: Any) -> Any:
@@ -151,7 +168,9 @@ class Verifier:
             if not found:  # not mathematics, which cannot equal a reference that is; unless the parser broke over it
                 return b"?" if self.faults else b"0"
             self.faults.clear()
-            equal = self._verify(gold, found, timeout_seconds=None, raise_on_error=True)  # not symmetric: the reference comes first
+            equal = self._verify(
+                gold, found, timeout_seconds=None, raise_on_error=True
+            )  # not symmetric: the reference comes first
             return b"1" if equal else b"?" if self.faults else b"0"
         except Exception:  # sympy may raise anything
             return b"?"
@@ -179,7 +198,8 @@ def _child(pipe: Any, nurses_end: Any, verifier: Verifier, timeout: float, memor
 
 
 def nurse(timeout: float, memory_mb: int) -> None:
-    """Serve lines of JSON [reference, answer] on standard input with one byte each on standard output, until the input ends."""
+    """Serve lines of JSON [reference, answer] on standard input with one byte each on standard
+    output, until the input ends."""
     import gc
     import multiprocessing
     import signal

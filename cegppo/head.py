@@ -1,13 +1,17 @@
-"""Token statistics from hidden states and the LM head: the plain way, and in blocks that never hold tokens × vocabulary.
+"""Token statistics from hidden states and the LM head: the plain way, and in blocks that never hold
+tokens × vocabulary.
 
-In: hidden states [N, H], the head's weight [V, H] (and bias [V]), the N tokens. Out: log π of each token, the full-vocabulary entropy H,
-Σπ² and Σπ² log π. `token_statistics` takes whole logits and is the reference; `head_statistics` walks over blocks of tokens ×
-vocabulary with a running maximum (the online softmax of arXiv 1805.02867) and recomputes the logits in the backward pass. With
-s = ∂ loss / ∂ log π and e = ∂ loss / ∂ H of a token, and logits z divided by the temperature τ, the gradient is exact:
+In: hidden states [N, H], the head's weight [V, H] (and bias [V]), the N tokens. Out: log π of each
+token, the full-vocabulary entropy H, Σπ² and Σπ² log π. `token_statistics` takes whole logits and
+is the reference; `head_statistics` walks over blocks of tokens × vocabulary with a running maximum
+(the online softmax of arXiv 1805.02867) and recomputes the logits in the backward pass. With s = ∂
+loss / ∂ log π and e = ∂ loss / ∂ H of a token, and logits z divided by the temperature τ, the
+gradient is exact:
 
     ∂ loss / ∂ z = (s (onehot − π) − e π (log π + H)) / τ
 
-Left out: skipping blocks in which π rounds to zero (Cut Cross-Entropy, arXiv 2411.09009), which is not exact.
+Left out: skipping blocks in which π rounds to zero (Cut Cross-Entropy, arXiv 2411.09009), which is
+not exact.
 """
 
 from dataclasses import dataclass
@@ -16,16 +20,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Bytes of one block of logits. On a CPU a block is to stay in the caches between the operations on it.
+# Bytes of one block of logits. On a CPU a block is to stay in the caches between the operations on
+# it.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 BLOCK_VOCABULARY = {"cpu": 2048, "cuda": 16384}
-# Below it a difference of logits may as well be this: e^−10000 is 0 even in fp64, and 0 · FLOOR is 0 where 0 · ∞ is not.
+# Below it a difference of logits may as well be this: e^−10000 is 0 even in fp64, and 0 · FLOOR is
+# 0 where 0 · ∞ is not.
 FLOOR = -1e4
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What one forward pass says of each response token; flat over the N response tokens of a batch, row by row. fp32, nats."""
+    """What one forward pass says of each response token; flat over the N response tokens of a
+    batch, row by row. fp32, nats."""
 
     logprob_N: Tensor
     entropy_N: Tensor
@@ -34,7 +41,8 @@ class TokenStatistics:
 
 
 def token_statistics(logits_NV: Tensor, token_N: Tensor, entropy_grad: bool = False) -> TokenStatistics:
-    """Exact full-vocabulary statistics from logits that are already divided by the temperature. Computed in fp32 or wider.
+    """Exact full-vocabulary statistics from logits that are already divided by the temperature.
+    Computed in fp32 or wider.
 
     `logprob_N` carries a gradient, `entropy_N` only with `entropy_grad`, the sums never.
     """
@@ -61,11 +69,13 @@ def head_statistics(
     entropy_grad: bool = False,
     most_bytes: int | None = None,
 ) -> TokenStatistics:
-    """The same as `token_statistics` of `hidden @ weight.T + bias`, divided by `temperature`, holding one block of logits at a time,
-    of at most `most_bytes` (a single row of a block may be more).
+    """The same as `token_statistics` of `hidden @ weight.T + bias`, divided by `temperature`,
+    holding one block of logits at a time, of at most `most_bytes` (a single row of a block may be
+    more).
 
-    Matrix products take the dtype of `hidden_NH` and accumulate in fp32; everything after them is fp32 (fp64 for fp64). Gradients
-    go to hidden states, weight and bias, whichever ask for one; backward may be called again while the graph is kept.
+    Matrix products take the dtype of `hidden_NH` and accumulate in fp32; everything after them is
+    fp32 (fp64 for fp64). Gradients go to hidden states, weight and bias, whichever ask for one;
+    backward may be called again while the graph is kept.
     """
     kind = "cpu" if hidden_NH.device.type == "cpu" else "cuda"
     block = (min(most_bytes or BLOCK_BYTES[kind], BLOCK_BYTES[kind]), BLOCK_VOCABULARY[kind])
@@ -85,7 +95,8 @@ class _HeadStatistics(torch.autograd.Function):
         for _, rows, begin, logits_nv in _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide):
             inside_n, place_n = _places(token_N[rows], begin, logits_nv.shape[1])
             picked_N[rows] += torch.where(inside_n, logits_nv.gather(1, place_n)[:, 0], 0)
-            # Sums of e^(z−m), e^(z−m)(z−m), e^2(z−m), e^2(z−m)(z−m) over the vocabulary; a new maximum m shifts the old ones.
+            # Sums of e^(z−m), e^(z−m)(z−m), e^2(z−m), e^2(z−m)(z−m) over the vocabulary; a new
+            # maximum m shifts the old ones.
             top_n = torch.maximum(top_N[rows], logits_nv.amax(-1))
             shift_n = (top_N[rows] - top_n).clamp(min=FLOOR)
             scale_n = shift_n.exp()
@@ -118,9 +129,13 @@ class _HeadStatistics(torch.autograd.Function):
         weight_grad_VH = torch.zeros_like(weight_VH) if wanted["weight"] else None
         bias_grad_V = torch.zeros_like(bias_V) if wanted["bias"] else None
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            for weight_vH, rows, begin, logits_nv in _blocks(hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.block, ctx.wide):
+            for weight_vH, rows, begin, logits_nv in _blocks(
+                hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.block, ctx.wide
+            ):
                 inside_n, place_n = _places(token_N[rows], begin, logits_nv.shape[1])
-                weight_nv = logits_nv.sub_(top_N[rows, None]).clamp_(min=FLOOR).exp()  # π · total, so log π + H = z − m − mean
+                weight_nv = (
+                    logits_nv.sub_(top_N[rows, None]).clamp_(min=FLOOR).exp()
+                )  # π · total, so log π + H = z − m − mean
                 if entropy_slope_N is None:
                     grad_nv = weight_nv.mul_((-slope_N[rows] / total_N[rows])[:, None])
                 else:
@@ -135,11 +150,19 @@ class _HeadStatistics(torch.autograd.Function):
                     hidden_grad_NH[rows] += _product(grad_nv, weight_vH, ctx.wide)
                 if weight_grad_VH is not None:
                     weight_grad_VH[begin : begin + grad_nv.shape[1]] += _product(grad_nv.t(), hidden_NH[rows], ctx.wide)
-        return None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype), weight_grad_VH, bias_grad_V, None, None, None
+        return (
+            None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype),
+            weight_grad_VH,
+            bias_grad_V,
+            None,
+            None,
+            None,
+        )
 
 
 def _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide):
-    """(weight of the block, its rows, its first token of the vocabulary, its logits [n, v]), the vocabulary outermost."""
+    """(weight of the block, its rows, its first token of the vocabulary, its logits [n, v]), the
+    vocabulary outermost."""
     block_bytes, width = block
     for begin in range(0, weight_VH.shape[0], width):
         weight_vH = weight_VH[begin : begin + width].to(hidden_NH.dtype)
@@ -162,6 +185,7 @@ def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def _places(token_n: Tensor, begin: int, width: int) -> tuple[Tensor, Tensor]:
-    """Whether each token lies in the vocabulary's block, [n], and where (somewhere, if it does not), [n, 1]."""
+    """Whether each token lies in the vocabulary's block, [n], and where (somewhere, if it does
+    not), [n, 1]."""
     place_n = token_n - begin
     return (place_n >= 0) & (place_n < width), place_n.clamp(0, width - 1)[:, None]

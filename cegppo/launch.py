@@ -1,6 +1,8 @@
-"""Where the runs of a sweep run: processes of this machine, a Ray cluster, or Slurm. A command and a folder in, a Job out.
+"""Where the runs of a sweep run: processes of this machine, a Ray cluster, or Slurm. A command and
+a folder in, a Job out.
 
-Ray and Slurm need what they always need: the same paths and the same Python environment on every node.
+Ray and Slurm need what they always need: the same paths and the same Python environment on every
+node.
 """
 
 import ctypes
@@ -32,15 +34,17 @@ class Job(Protocol):
 
 class Launcher(Protocol):
     def start(self, command: list[str], folder: Path, slot: int) -> Job:
-        """Run `command`, its output appended to <folder>/output.txt. No two running jobs have the same `slot` (0, 1, …)."""
+        """Run `command`, its output appended to <folder>/output.txt. No two running jobs have
+        the same `slot` (0, 1, …)."""
 
 
 def launcher(name: str, gpus: int | None, slurm: dict[str, Any]) -> Launcher:
     """`local`, `ray` (the cluster at RAY_ADDRESS, else a local one), `ray://host:port` or `slurm`.
 
-    `gpus` a run: on this machine slots take them in turn, so that more slots than there are GPUs share them; the cluster engines are
-    asked for as many. None: one each where this machine shows any. `slurm` are the keyword arguments of submitit's
-    `update_parameters`, and `cluster` its executor. Raises BadInput when the engine is not installed or cannot be reached.
+    `gpus` a run: on this machine slots take them in turn, so that more slots than there are GPUs
+    share them; the cluster engines are asked for as many. None: one each where this machine shows
+    any. `slurm` are the keyword arguments of submitit's `update_parameters`, and `cluster` its
+    executor. Raises BadInput when the engine is not installed or cannot be reached.
     """
     gpus = min(1, len(visible_gpus())) if gpus is None else gpus
     if name == "local":
@@ -76,11 +80,15 @@ class Local:
     def start(self, command: list[str], folder: Path, slot: int) -> "LocalJob":
         mine = environment()
         if self.gpus:
-            mine["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices[(slot * self.gpus + i) % len(self.devices)] for i in range(self.gpus))
+            mine["CUDA_VISIBLE_DEVICES"] = ",".join(
+                self.devices[(slot * self.gpus + i) % len(self.devices)] for i in range(self.gpus)
+            )
         with open(folder / "output.txt", "ab") as output:
             # A session of its own: Ctrl-C reaches this process, which passes it on once.
             return LocalJob(
-                subprocess.Popen(command, stdout=output, stderr=output, env=mine, start_new_session=True, preexec_fn=_in_the_child)
+                subprocess.Popen(
+                    command, stdout=output, stderr=output, env=mine, start_new_session=True, preexec_fn=_in_the_child
+                )
             )
 
 
@@ -99,8 +107,9 @@ class LocalJob:
 
 
 def _in_the_child() -> None:
-    """A sweep that is killed takes its runs along, so that the same command can continue them at once; and Ctrl-C reaches a run even
-    if the process that starts it ignores it, as Ray's workers do."""
+    """A sweep that is killed takes its runs along, so that the same command can continue them at
+    once; and Ctrl-C reaches a run even if the process that starts it ignores it, as Ray's workers
+    do."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -113,7 +122,9 @@ def execute(command: list[str], folder: str, working_folder: str) -> int:
     if stop.exists():  # asked to stop while it waited in a queue
         return 130
     with open(Path(folder, "output.txt"), "ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=working_folder, env=environment(), preexec_fn=_in_the_child)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=working_folder, env=environment(), preexec_fn=_in_the_child
+        )
     asked = False
     while process.poll() is None:
         if stop.exists() and not asked:
@@ -124,7 +135,8 @@ def execute(command: list[str], folder: str, working_folder: str) -> int:
 
 
 class Ray:
-    """Tasks of a Ray cluster, one a run. A sweep that is killed takes its tasks along, as Ray ends a driver's tasks with it."""
+    """Tasks of a Ray cluster, one a run. A sweep that is killed takes its tasks along, as Ray
+    ends a driver's tasks with it."""
 
     def __init__(self, address: str | None, gpus: int):
         try:
@@ -133,8 +145,14 @@ class Ray:
             raise BadInput("sweep.launcher=ray: Ray is not installed: pip install -e '.[ray]'") from None
         self.ray = ray
         try:
-            # The driver must outlive a Ctrl-C, which is a request to stop; Ray's own output would tear the table.
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False if address is None else None)
+            # The driver must outlive a Ctrl-C, which is a request to stop; Ray's own output would
+            # tear the table.
+            ray.init(
+                address=address,
+                ignore_reinit_error=True,
+                log_to_driver=False,
+                include_dashboard=False if address is None else None,
+            )
         except Exception as error:  # an unreachable cluster surfaces as one of many exceptions
             raise BadInput(f"sweep.launcher: Ray cannot start ({str(error).strip().splitlines()[0][:200]})") from None
         self._execute = ray.remote(num_cpus=max(1, gpus), num_gpus=gpus, max_retries=0)(execute)
@@ -165,7 +183,8 @@ class RayJob:
 
 
 class Slurm:
-    """Jobs of Slurm through submitit. A killed sweep leaves its jobs running: the run's lock refuses a second process meanwhile."""
+    """Jobs of Slurm through submitit. A killed sweep leaves its jobs running: the run's lock
+    refuses a second process meanwhile."""
 
     def __init__(self, gpus: int, parameters: dict[str, Any]):
         try:
@@ -214,7 +233,8 @@ class SlurmJob:
 
 
 def _lost(folder: Path, error: Exception) -> int:
-    """The exit code of a job that ended without one; why is added to its output, where a sweep looks for its error."""
+    """The exit code of a job that ended without one; why is added to its output, where a sweep
+    looks for its error."""
     if (folder / STOP).exists():
         return 130
     with open(folder / "output.txt", "a") as output:

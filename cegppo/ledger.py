@@ -1,13 +1,16 @@
-"""The entropy ledger: which tokens moved the entropy in parameter space, and what first order missed. Exact, for one update.
+"""The entropy ledger: which tokens moved the entropy in parameter space, and what first order
+missed. Exact, for one update.
 
 Around an ordinary update it takes, without touching it:
 
 1. one backward pass per class × clip side, so that the gradients g_c sum to the whole gradient;
-2. the optimizer's own state before and after, so that the step Δθ that was actually taken splits into one part per class, one for
-   the momentum carried over, one for weight decay and one for every other term of the loss. AdamW's preconditioner is the one of
-   this step and gradient-norm clipping scales every g_c alike, so the parts sum to Δθ;
+2. the optimizer's own state before and after, so that the step Δθ that was actually taken splits
+   into one part per class, one for the momentum carried over, one for weight decay and one for
+   every other term of the loss. AdamW's preconditioner is the one of this step and gradient-norm
+   clipping scales every g_c alike, so the parts sum to Δθ;
 3. ∇H on a fixed probe batch: ΔH of a part is ⟨∇H, Δθ_part⟩ to first order;
-4. the entropy of the probe batch before and after the step, and after each part of the step alone: what really happened.
+4. the entropy of the probe batch before and after the step, and after each part of the step alone:
+   what really happened.
 """
 
 import time
@@ -26,7 +29,9 @@ REST = ("momentum", "decay", "other")  # parts of a step that are no class of to
 
 def dot(left: list[Tensor], right: list[Tensor]) -> float:
     """⟨left, right⟩ over all parameters, and over the ranks' shards of them, summed in float64."""
-    return parallel.total(float(sum((parallel.local(a).double() * parallel.local(b).double()).sum() for a, b in zip(left, right))))
+    return parallel.total(
+        float(sum((parallel.local(a).double() * parallel.local(b).double()).sum() for a, b in zip(left, right)))
+    )
 
 
 def norm(values: list[Tensor]) -> float:
@@ -36,9 +41,11 @@ def norm(values: list[Tensor]) -> float:
 def step_parts(
     optimizer: torch.optim.Optimizer, before: "OptimizerState", gradients: dict[str, list[Tensor]], clip: float
 ) -> dict[str, list[Tensor]]:
-    """The step just taken by `optimizer`, linear in the gradients given its own preconditioner, one part a gradient and REST.
+    """The step just taken by `optimizer`, linear in the gradients given its own preconditioner, one
+    part a gradient and REST.
 
-    `gradients` are the unclipped gradients whose sum was clipped by the factor `clip` and stepped on. AdamW and plain SGD.
+    `gradients` are the unclipped gradients whose sum was clipped by the factor `clip` and stepped
+    on. AdamW and plain SGD.
     """
     group = optimizer.param_groups[0]
     lr, decay = group["lr"], group["weight_decay"]
@@ -70,13 +77,16 @@ class OptimizerState:
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> "OptimizerState":
         parameters = optimizer.param_groups[0]["params"]
-        momentum = [optimizer.state[p].get("exp_avg", torch.zeros_like(p)).detach().to(p.device, copy=True) for p in parameters]
+        momentum = [
+            optimizer.state[p].get("exp_avg", torch.zeros_like(p)).detach().to(p.device, copy=True) for p in parameters
+        ]
         return cls([p.detach().clone() for p in parameters], momentum)
 
 
 @dataclass
 class Ledger:
-    """One update's ledger. `watch` is called for each micro-batch, `before` and `after` around the optimizer's step."""
+    """One update's ledger. `watch` is called for each micro-batch, `before` and `after` around
+    the optimizer's step."""
 
     policy: Policy
     optimizer: torch.optim.Optimizer
@@ -92,10 +102,13 @@ class Ledger:
     def parameters(self) -> list[Tensor]:
         return self.optimizer.param_groups[0]["params"]
 
-    def watch(self, s: TokenStatistics, x: TokenBatch, policy_slope_N: Tensor, slope_N: Tensor, entropy_slope_N: Tensor | None) -> None:
+    def watch(
+        self, s: TokenStatistics, x: TokenBatch, policy_slope_N: Tensor, slope_N: Tensor, entropy_slope_N: Tensor | None
+    ) -> None:
         """Backward passes of one micro-batch, by cell; the graph is kept for the real one.
 
-        `policy_slope_N` is ∂ policy loss / ∂ log π (scaled), `slope_N` that of all terms, `entropy_slope_N` ∂ loss / ∂ H.
+        `policy_slope_N` is ∂ policy loss / ∂ log π (scaled), `slope_N` that of all terms,
+        `entropy_slope_N` ∂ loss / ∂ H.
         """
         start = time.perf_counter()
         inside = x.mask_BT.bool()
@@ -132,7 +145,8 @@ class Ledger:
         self.seconds += time.perf_counter() - start
 
     def after(self) -> dict[str, float]:
-        """After the step: the ledger's metrics (docs/metrics.md). Leaves the parameters as they are."""
+        """After the step: the ledger's metrics (docs/metrics.md). Leaves the parameters as they
+        are."""
         start = time.perf_counter()
         taken = [p.detach() - theta for p, theta in zip(self.parameters, self.state.theta)]
         parts = step_parts(self.optimizer, self.state, self.gradients, self.clip)

@@ -1,8 +1,9 @@
-"""Will it fit? An estimate of what training holds on its device, and an AdamW whose moments wait in the CPU's memory.
+"""Will it fit? An estimate of what training holds on its device, and an AdamW whose moments wait in
+the CPU's memory.
 
-In: the configuration and the model's shape (read without its weights). Out: nothing, or one line that says what is too large. The
-estimate is of the largest micro-batch that may come and leaves out what is uncertain (docs/memory.md): a configuration that passes
-may still run out.
+In: the configuration and the model's shape (read without its weights). Out: nothing, or one line
+that says what is too large. The estimate is of the largest micro-batch that may come and leaves out
+what is uncertain (docs/memory.md): a configuration that passes may still run out.
 """
 
 from pathlib import Path
@@ -20,7 +21,8 @@ GIB = 2**30
 
 
 def estimate(config: Config, model: nn.Module, device: str, shards: int = 1) -> dict[str, float]:
-    """Bytes on `device` ("cpu" or "cuda") by what takes them. `model` may be on the meta device. `shards`: processes that share weights."""
+    """Bytes on `device` ("cpu" or "cuda") by what takes them. `model` may be on the meta device.
+    `shards`: processes that share weights."""
     c, m, update = model.config, config.model, config.update
     parameters = sum(p.numel() for p in model.parameters())
     decoder = sum(p.numel() for p in model.get_decoder().parameters())
@@ -65,7 +67,8 @@ def available(device: torch.device) -> float:
 
 
 def check(config: Config, path: str | Path, shards: int = 1) -> None:
-    """Raises BadInput, in one line with numbers, when training `config` from `path` cannot fit on its device."""
+    """Raises BadInput, in one line with numbers, when training `config` from `path` cannot fit
+    on its device."""
     device = choose_device(config.model.device)
     try:
         with torch.device("meta"):
@@ -88,7 +91,8 @@ def check(config: Config, path: str | Path, shards: int = 1) -> None:
 
 
 class OffloadedAdamW(torch.optim.AdamW):
-    """AdamW whose moments wait in the CPU's memory and visit the device one parameter at a time. The same steps, bit for bit."""
+    """AdamW whose moments wait in the CPU's memory and visit the device one parameter at a time.
+    The same steps, bit for bit."""
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -104,7 +108,8 @@ class OffloadedAdamW(torch.optim.AdamW):
             group["params"] = parameters
 
     def load_state_dict(self, state_dict: dict) -> None:
-        # Not the usual way, which would put all moments on the device first and need the room that they are kept out of.
+        # Not the usual way, which would put all moments on the device first and need the room that
+        # they are kept out of.
         parameters = self.param_groups[0]["params"]
         for number, entry in state_dict["state"].items():
             self.state[parameters[number]] = {name: value.to("cpu", copy=True) for name, value in entry.items()}

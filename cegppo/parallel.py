@@ -1,9 +1,11 @@
 """Several processes as one run: the only file that knows torch.distributed.
 
-`torchrun` starts the processes, called ranks. Every rank knows the whole step (prompts, rollouts, scores, advantages); sampling,
-grading, forward and backward passes are divided among them, and what is summed is summed over all ranks, so that nothing is an
-average of averages. The weights, their gradients and the optimizer's state are sharded with FSDP2 (`fully_shard`; arXiv
-2304.11277). In a process of its own every function here is the identity. Left out: tensor, sequence and pipeline parallelism.
+`torchrun` starts the processes, called ranks. Every rank knows the whole step (prompts, rollouts,
+scores, advantages); sampling, grading, forward and backward passes are divided among them, and what
+is summed is summed over all ranks, so that nothing is an average of averages. The weights, their
+gradients and the optimizer's state are sharded with FSDP2 (`fully_shard`; arXiv 2304.11277). In a
+process of its own every function here is the identity. Left out: tensor, sequence and pipeline
+parallelism.
 """
 
 import copy
@@ -29,7 +31,7 @@ from .types import BadInput
 A = TypeVar("A")
 B = TypeVar("B")
 
-# ---------------------------------------------------------------------------------------------------- the ranks
+# --------------------------------------------------------------------------------------------------
 
 
 def launched() -> bool:
@@ -41,7 +43,9 @@ def join() -> None:
     """Meet the other ranks: gloo between CPUs, and NCCL between GPUs where there are any."""
     if not launched() or dist.is_initialized():
         return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a rank whose torchrun was killed would hold its GPU and the folder
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: a rank whose torchrun was killed would hold its GPU and the folder
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     # Ranks wait for the one whose responses are longest; a rank that died is torchrun's to notice.
@@ -69,7 +73,8 @@ def local_rank() -> int:
 
 
 class Elsewhere:
-    """What ranks other than the first have for a record and a screen: those are the first rank's."""
+    """What ranks other than the first have for a record and a screen: those are the first
+    rank's."""
 
     def save_checkpoint(self, step: int, write: Callable[[None], None], best: bool) -> None:
         write(None)  # each rank gives its shards
@@ -78,7 +83,7 @@ class Elsewhere:
         return lambda *_, **__: None
 
 
-# ---------------------------------------------------------------------------------------------------- what ranks tell each other
+# --------------------------------------------------------------------------------------------------
 
 
 def gathered(value: A) -> list[A]:
@@ -90,7 +95,8 @@ def gathered(value: A) -> list[A]:
 
 
 def total(value: A) -> A:
-    """The sum of every rank's `value`: a float or a tensor, which keeps its type. A tensor may be overwritten."""
+    """The sum of every rank's `value`: a float or a tensor, which keeps its type. A tensor may
+    be overwritten."""
     if world() == 1:
         return value
     if isinstance(value, Tensor):
@@ -106,8 +112,8 @@ def anywhere(flags: list[bool]) -> list[bool]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one rank cannot do, none does: the BadInput of one rank (the first, if there are several) is raised on all of them, its
-    `shared` set so that one of them says it."""
+    """What one rank cannot do, none does: the BadInput of one rank (the first, if there are
+    several) is raised on all of them, its `shared` set so that one of them says it."""
     error = None
     try:
         yield
@@ -120,7 +126,8 @@ def together() -> Iterator[None]:
 
 
 def shares(sizes: list[int], parts: int) -> list[list[int]]:
-    """The places of `sizes` in `parts` lists of about equal sum: the largest first, each to the list that has least; in order."""
+    """The places of `sizes` in `parts` lists of about equal sum: the largest first, each to the
+    list that has least; in order."""
     if parts == 1:
         return [list(range(len(sizes)))]
     heap: list[tuple[int, int]] = [(0, part) for part in range(parts)]
@@ -141,7 +148,8 @@ def divided(function: Callable[[list[A]], list[B]], items: list[A]) -> list[B]:
 
 
 class DividedSampler:
-    """A sampler whose prompts are divided among the ranks, each of which has its own `sampler`; every rank gets all responses."""
+    """A sampler whose prompts are divided among the ranks, each of which has its own `sampler`;
+    every rank gets all responses."""
 
     def __init__(self, sampler: Any):
         self.sampler = sampler
@@ -175,7 +183,7 @@ class DividedSampler:
         return divided(lambda part: self.sampler.sample_index(part, index, step), prompts)
 
 
-# ---------------------------------------------------------------------------------------------------- sharded weights
+# --------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -184,16 +192,20 @@ def _mesh(device: str) -> DeviceMesh:
 
 
 def shard(model: nn.Module, layers: list[nn.Module]) -> None:
-    """Divide every parameter of `model` among the ranks; each of `layers`, and the rest, is gathered when it is needed.
+    """Divide every parameter of `model` among the ranks; each of `layers`, and the rest, is
+    gathered when it is needed.
 
-    Gradients are summed over the ranks, not averaged: a loss is already divided by the counts of the whole mini-batch. A sharded
-    model runs in step on all ranks: each makes as many forward and backward passes as the others, `inside` it.
+    Gradients are summed over the ranks, not averaged: a loss is already divided by the counts of
+    the whole mini-batch. A sharded model runs in step on all ranks: each makes as many forward and
+    backward passes as the others, `inside` it.
     """
     if world() == 1:
         return
     mesh = _mesh(next(model.parameters()).device.type)
     for module in (*layers, model):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)  # the root too: its parameters are shards whenever it does not run
+        fully_shard(
+            module, mesh=mesh, reshard_after_forward=True
+        )  # the root too: its parameters are shards whenever it does not run
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     model.inside = lambda function: tuple(value.clone() for value in function())  # FSDP's hooks do not stay on views
@@ -201,7 +213,8 @@ def shard(model: nn.Module, layers: list[nn.Module]) -> None:
 
 
 def inside(model: nn.Module, function: Callable[[], A]) -> A:
-    """`function()`, which calls parts of `model` and returns a tuple of tensors, as a forward pass of it."""
+    """`function()`, which calls parts of `model` and returns a tuple of tensors, as a forward
+    pass of it."""
     return model.inside(function) if isinstance(model, FSDPModule) else function()
 
 
@@ -228,8 +241,11 @@ def load(module: nn.Module, weights: Iterator[tuple[str, Tensor]], strict: bool 
     return module.load_state_dict({name: like(value, have.get(name)) for name, value in weights}, strict=strict)
 
 
-def gradients(roots: list[Tensor], parameters: list[Tensor], slopes: list[Tensor] | None = None, keep: bool = False) -> list[Tensor]:
-    """`torch.autograd.grad`, zeros for a parameter that has no part in `roots`; summed over the ranks where weights are sharded.
+def gradients(
+    roots: list[Tensor], parameters: list[Tensor], slopes: list[Tensor] | None = None, keep: bool = False
+) -> list[Tensor]:
+    """`torch.autograd.grad`, zeros for a parameter that has no part in `roots`; summed over the
+    ranks where weights are sharded.
 
     `keep` retains the graph. The parameters' own .grad stays as it was.
     """
@@ -247,7 +263,8 @@ def gradients(roots: list[Tensor], parameters: list[Tensor], slopes: list[Tensor
 
 
 class Replica:
-    """The architecture of a module that is about to be sharded, with room for whole weights that is taken only inside `filled`."""
+    """The architecture of a module that is about to be sharded, with room for whole weights that
+    is taken only inside `filled`."""
 
     def __init__(self, model: nn.Module):
         room = {}

@@ -1,8 +1,10 @@
-"""The only file that knows a model: load, forward to token statistics, micro-batches, save, shard. Also the critic of PPO.
+"""The only file that knows a model: load, forward to token statistics, micro-batches, save, shard.
+Also the critic of PPO.
 
-Rows are right-padded and causal attention never looks right, so no attention mask is needed; only the hidden states that
-predict response tokens meet the vocabulary. Packed rows lie one after the other without padding and attention keeps them apart: by
-cumulative lengths where the device has variable-length attention, by a mask elsewhere. docs/memory.md has the switches.
+Rows are right-padded and causal attention never looks right, so no attention mask is needed; only
+the hidden states that predict response tokens meet the vocabulary. Packed rows lie one after the
+other without padding and attention keeps them apart: by cumulative lengths where the device has
+variable-length attention, by a mask elsewhere. docs/memory.md has the switches.
 """
 
 import copy
@@ -52,8 +54,8 @@ def _readable_model(path: str) -> None:
 class Policy:
     """A causal language model and its tokenizer.
 
-    `temperature` is the sampling temperature: every log-probability and entropy is of the distribution sampled from (top-p and
-    top-k aside, which no trainer applies).
+    `temperature` is the sampling temperature: every log-probability and entropy is of the
+    distribution sampled from (top-p and top-k aside, which no trainer applies).
     """
 
     def __init__(
@@ -74,11 +76,20 @@ class Policy:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", *, dtype: str = "float32", packing: str = "auto", checkpointing: bool = False, **kwargs
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        *,
+        dtype: str = "float32",
+        packing: str = "auto",
+        checkpointing: bool = False,
+        **kwargs,
     ) -> "Policy":
-        """From a `save_pretrained` folder or a hub id; the weights in fp32. Raises BadInput when it cannot be read.
+        """From a `save_pretrained` folder or a hub id; the weights in fp32. Raises BadInput when it
+        cannot be read.
 
-        `dtype`: of the computation; `packing`: auto | always | never; `checkpointing`: keep only each layer's input for the backward pass.
+        `dtype`: of the computation; `packing`: auto | always | never; `checkpointing`: keep only
+        each layer's input for the backward pass.
         """
         _readable_model(str(path))
         chosen = choose_device(device)
@@ -95,16 +106,20 @@ class Policy:
             raise BadInput(f"model.path={path}: its tokenizer has no end-of-sequence token")
         if checkpointing:
             if not any(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()):
-                raise BadInput(f"model.gradient_checkpointing: {type(model).__name__} has no layers that can be checkpointed")
+                raise BadInput(
+                    f"model.gradient_checkpointing: {type(model).__name__} has no layers that can be checkpointed"
+                )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
         return cls(model.to(chosen).eval(), tokenizer, bfloat16=dtype == "bfloat16", packing=packs, **kwargs)
 
     def autocast(self) -> torch.autocast:
-        """bf16 where it is asked for: matrix products in bf16 from fp32 weights, which therefore stay the optimizer's own."""
+        """bf16 where it is asked for: matrix products in bf16 from fp32 weights, which therefore
+        stay the optimizer's own."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def save(self, folder: Path | None) -> None:
-        """Weights as safetensors, config and tokenizer, readable by `from_pretrained`. Ranks without a folder give their shards."""
+        """Weights as safetensors, config and tokenizer, readable by `from_pretrained`. Ranks
+        without a folder give their shards."""
         with self.whole() as model:
             if folder is not None:
                 model.save_pretrained(folder)
@@ -123,7 +138,8 @@ class Policy:
 
     @contextmanager
     def whole(self) -> Iterator[nn.Module]:
-        """The model with whole weights, for as long as it is needed: what samples and what is saved. Every rank takes part."""
+        """The model with whole weights, for as long as it is needed: what samples and what is
+        saved. Every rank takes part."""
         if self._replica is None:
             yield self.model
         else:
@@ -137,12 +153,14 @@ class Policy:
         return frozen
 
     def head(self) -> tuple[Tensor, Tensor | None]:
-        """(weight [V, H], bias [V] if any) of the LM head, whole: the one place where they are taken from the model."""
+        """(weight [V, H], bias [V] if any) of the LM head, whole: the one place where they are
+        taken from the model."""
         head = self.model.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
 
     def statistics(self, x: TokenBatch, entropy_grad: bool = False) -> TokenStatistics:
-        """One forward pass over the rows of `x`; the head in blocks where its fp32 logits would take more than `head_chunk` MiB."""
+        """One forward pass over the rows of `x`; the head in blocks where its fp32 logits would
+        take more than `head_chunk` MiB."""
         return TokenStatistics(*parallel.inside(self.model, lambda: self._statistics(x, entropy_grad)))
 
     def _statistics(self, x: TokenBatch, entropy_grad: bool) -> tuple[Tensor, ...]:
@@ -150,21 +168,29 @@ class Policy:
         weight_VH, bias_V = self.head()
         if 4 * len(token_N) * len(weight_VH) > self.head_chunk << 20:
             narrow_NH = hidden_NH.bfloat16() if self.bfloat16 else hidden_NH
-            s = head_statistics(narrow_NH, weight_VH, token_N, bias_V, self.temperature, entropy_grad, self.head_chunk << 20)
+            s = head_statistics(
+                narrow_NH, weight_VH, token_N, bias_V, self.temperature, entropy_grad, self.head_chunk << 20
+            )
         else:
             logits_NV = self.model.get_output_embeddings()(hidden_NH.to(weight_VH.dtype))
-            s = token_statistics(logits_NV / self.temperature if self.temperature != 1.0 else logits_NV, token_N, entropy_grad)
+            s = token_statistics(
+                logits_NV / self.temperature if self.temperature != 1.0 else logits_NV, token_N, entropy_grad
+            )
         return s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N
 
     def states(self, decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
-        """([N, H] hidden states of `decoder` that predict the response tokens, [N] those tokens)."""
+        """([N, H] hidden states of `decoder` that predict the response tokens, [N] those
+        tokens)."""
         with self.autocast(), checkpointed(decoder):
             return (packed_states if self.packing else predicting_states)(decoder, x)
 
     @torch.no_grad()
     def evaluate(self, x: TokenBatch) -> dict[str, Tensor]:
-        """Statistics of all rows without gradient, micro-batched: TokenBatch fields `logprob_BT`, `entropy_BT`, … ([B, T])."""
-        made = {name: torch.zeros_like(x.mask_BT) for name in ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")}
+        """Statistics of all rows without gradient, micro-batched: TokenBatch fields
+        `logprob_BT`, `entropy_BT`, … ([B, T])."""
+        made = {
+            name: torch.zeros_like(x.mask_BT) for name in ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
+        }
         for index, micro in self.micro_batches(x):
             s = self.statistics(micro)
             for name, value_N in zip(made, (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)):
@@ -172,12 +198,14 @@ class Policy:
         return {name: parallel.total(value_BT) for name, value_BT in made.items()}
 
     def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone), rows of like length together.
+        """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone),
+        rows of like length together.
 
         Padded, padding counts. Packed, it does not exist.
 
-        With several ranks those of this rank's share of the rows, and as many on every rank, as sharded weights demand: where
-        another rank has more, the last ones are row 0 without response tokens.
+        With several ranks those of this rank's share of the rows, and as many on every rank, as
+        sharded weights demand: where another rank has more, the last ones are row 0 without
+        response tokens.
         """
         total_B = (x.prompt_len_B + x.length_B.long()).tolist()
         plans = [list(self._packed(rows, total_B)) for rows in parallel.shares(total_B, parallel.world())]
@@ -202,8 +230,11 @@ class Policy:
             yield order[start:stop]
             start = stop
 
-    def collate(self, rollouts: list[Rollout], advantage_B: np.ndarray, reward_B: np.ndarray, correct_B: np.ndarray) -> TokenBatch:
-        """A TokenBatch of `rollouts`, in order, with the old log-probabilities and entropies of the policy as it is now."""
+    def collate(
+        self, rollouts: list[Rollout], advantage_B: np.ndarray, reward_B: np.ndarray, correct_B: np.ndarray
+    ) -> TokenBatch:
+        """A TokenBatch of `rollouts`, in order, with the old log-probabilities and entropies of
+        the policy as it is now."""
         prompts = [r.prompt.token_ids for r in rollouts]
         answers = [r.token_ids for r in rollouts]
         longest = max(map(len, answers))
@@ -232,7 +263,8 @@ class Policy:
 
 
 def without_tokens(x: TokenBatch) -> TokenBatch:
-    """Row 0 of `x` cut to two tokens of which none is a response's: a forward pass that costs next to nothing and adds nothing."""
+    """Row 0 of `x` cut to two tokens of which none is a response's: a forward pass that costs
+    next to nothing and adds nothing."""
     row = x.rows(torch.tensor([0]))
     row = row.but(mask_BT=torch.zeros_like(row.mask_BT), prompt_len_B=torch.full_like(row.prompt_len_B, 2))
     row = row.rows(torch.tensor([0]))  # the fields [B, T] to one place
@@ -254,10 +286,11 @@ def predicting_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor
 
 
 def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
-    """As `predicting_states`, from one row of tokens without padding; positions start again at 0 with each sequence.
+    """As `predicting_states`, from one row of tokens without padding; positions start again at 0
+    with each sequence.
 
-    Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers makes a block-diagonal mask from
-    the positions.
+    Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers
+    makes a block-diagonal mask from the positions.
     """
     length_B = x.prompt_len_B + x.length_B.long() - 1  # the last token predicts nothing
     position_BS = torch.arange(x.sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
@@ -286,18 +319,22 @@ def variable_length_attention(
     max_length_q: int | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own flash attention: bf16, CUDA.
+    """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own
+    flash attention: bf16, CUDA.
 
     Without cumulative lengths (the sampler's calls) it is the usual one.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
     query, key, value = (v[0].transpose(0, 1).bfloat16() for v in (query, key, value))
     shared = query.shape[1] // key.shape[1]  # repeated here, as every version of the kernel takes it
     key, value = (v.repeat_interleave(shared, dim=1) for v in (key, value))
     window = (sliding_window - 1 if sliding_window else -1, 0)  # (-1, 0) is causal
     made = varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, max_length_q,
+        max_length_q,
         scale=scaling, window_size=window,
     )  # fmt: skip
     return made[None], None
@@ -310,8 +347,8 @@ AttentionInterface.register("variable_length", variable_length_attention)
 def checkpointed(decoder: nn.Module):
     """Its layers checkpoint inside, if that was enabled and gradients are on.
 
-    transformers ties checkpointing to `training`; set on the layers alone it switches no dropout on, and the sampler, which needs the
-    cache that checkpointing drops, never sees it.
+    transformers ties checkpointing to `training`; set on the layers alone it switches no dropout
+    on, and the sampler, which needs the cache that checkpointing drops, never sees it.
     """
     layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
     layers = layers if torch.is_grad_enabled() else []
@@ -330,7 +367,8 @@ def scatter(value_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 class Critic(nn.Module):
-    """V(s_t) for PPO: a copy of the policy's decoder with a linear head, trained by its own optimizer."""
+    """V(s_t) for PPO: a copy of the policy's decoder with a linear head, trained by its own
+    optimizer."""
 
     def __init__(self, policy: Policy):
         super().__init__()

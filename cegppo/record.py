@@ -1,7 +1,8 @@
-"""A run's folder: what was asked (config.yaml), where and when it ran (meta.json), what happened (metrics.jsonl, eval.jsonl).
+"""A run's folder: what was asked (config.yaml), where and when it ran (meta.json), what happened
+(metrics.jsonl, eval.jsonl).
 
-Every line is written whole, a checkpoint appears only when it is complete, and one live process at a time may write. wandb
-mirrors the record and never stops it.
+Every line is written whole, a checkpoint appears only when it is complete, and one live process at
+a time may write. wandb mirrors the record and never stops it.
 """
 
 import fcntl
@@ -70,7 +71,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_run(folder: Path, config: Config) -> None:
-    """Raises BadInput when `folder` holds records of a run of another configuration, or records that nothing can continue.
+    """Raises BadInput when `folder` holds records of a run of another configuration, or records
+    that nothing can continue.
 
     A folder in which nothing was recorded yet may be taken over.
     """
@@ -85,13 +87,18 @@ def refuse_other_run(folder: Path, config: Config) -> None:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise BadInput(f"{folder}: holds another run: {was}{more}; choose another run_dir or arm")
     if not continues and read_meta(folder).get("status") in ("finished", "stopped"):
-        raise BadInput(f"{folder}: holds a record of {max(steps)} steps but no checkpoint to continue from; choose another run_dir or arm")
+        raise BadInput(
+            f"{folder}: holds a record of {max(steps)} steps but no checkpoint to continue from; choose another run_dir"
+            " or arm"
+        )
 
 
 class Completions:
-    """An open file of completions, JSON lines in gzip, locked for this process until `close`. Raises BadInput when it is in use.
+    """An open file of completions, JSON lines in gzip, locked for this process until `close`.
+    Raises BadInput when it is in use.
 
-    Each `append` is one gzip member written at once, so what a killed process left half written is known and cut off.
+    Each `append` is one gzip member written at once, so what a killed process left half written is
+    known and cut off.
     """
 
     def __init__(self, path: Path):
@@ -130,10 +137,13 @@ class Completions:
 class TokenRecord:
     """One row a token of a step's updates, for tokens/step<n>.parquet. Columns: docs/metrics.md.
 
-    When a step has more than `max_tokens` response tokens, whole responses are left out, chosen at random by (seed, step).
+    When a step has more than `max_tokens` response tokens, whole responses are left out, chosen at
+    random by (seed, step).
     """
 
-    def __init__(self, step: int, rollouts: list[Rollout], rewards: list[float], tokenizer: Any, config: Config, clip: ClipRange):
+    def __init__(
+        self, step: int, rollouts: list[Rollout], rewards: list[float], tokenizer: Any, config: Config, clip: ClipRange
+    ):
         self.step, self.rollouts, self.rewards, self.tokenizer = step, rollouts, rewards, tokenizer
         self.diagnostics, self.clip = config.diagnostics, clip
         lengths = np.array([len(r.token_ids) for r in rollouts])
@@ -147,7 +157,12 @@ class TokenRecord:
         """The tokens of a micro-batch of update number `self.update`."""
         b_N, t_N = torch.nonzero(x.mask_BT * self.chosen.to(x.mask_BT.device)[x.row_B][:, None], as_tuple=True)
         pick = lambda value_BT: value_BT[b_N, t_N].detach().double()
-        logprob, entropy, advantage, ratio = pick(x.logprob_BT), pick(x.entropy_BT), pick(x.advantage_BT), pick(x.log_ratio_BT).exp()
+        logprob, entropy, advantage, ratio = (
+            pick(x.logprob_BT),
+            pick(x.entropy_BT),
+            pick(x.advantage_BT),
+            pick(x.log_ratio_BT).exp(),
+        )
         weight, sum_p2 = pick(weight_BT), pick(x.sum_p2_BT)
         row = x.row_B[b_N].tolist()
         position = t_N.tolist()
@@ -155,7 +170,8 @@ class TokenRecord:
         side = clip_side(ratio, advantage, self.clip).tolist()
         token_ids = [self.rollouts[r].token_ids[t] for r, t in zip(row, position)]
         numbers = {
-            "prob": logprob.exp(), "old_prob": pick(x.old_logprob_BT).exp(), "entropy": entropy, "advantage": advantage, "ratio": ratio,
+            "prob": logprob.exp(), "old_prob": pick(x.old_logprob_BT).exp(), "entropy": entropy,
+            "advantage": advantage, "ratio": ratio,
             "weight": weight, "scale": pick(scale_BT), "gradient": gradient_contribution(weight, logprob.exp(), sum_p2),
             "dentropy": entropy_change(weight, logprob, entropy, sum_p2, pick(x.sum_p2_logp_BT)),
         }  # fmt: skip
@@ -176,7 +192,8 @@ class TokenRecord:
         )
 
     def write(self, folder: Path) -> None:
-        """tokens/step<n>.parquet in run folder `folder`, with every rank's tokens; appears only when it is complete."""
+        """tokens/step<n>.parquet in run folder `folder`, with every rank's tokens; appears only
+        when it is complete."""
         import pandas as pd
 
         parts = [part for parts in parallel.gathered(self._columns) for part in parts]
@@ -192,7 +209,8 @@ class TokenRecord:
 
 
 def checkpoint(folder: Path, which: str = "latest") -> Path:
-    """The checkpoint `which` ("latest" or "best") of run folder `folder`. Raises BadInput when there is none."""
+    """The checkpoint `which` ("latest" or "best") of run folder `folder`. Raises BadInput when
+    there is none."""
     path = folder / "checkpoints" / which
     if not (path / "state.json").is_file():
         raise BadInput(f"{folder}: no checkpoint '{which}' there")
@@ -200,7 +218,8 @@ def checkpoint(folder: Path, which: str = "latest") -> Path:
 
 
 def fingerprint(model: str | Path) -> list[Any]:
-    """What tells a model from another of the same place: the name, size and time of its weight files; the id of one of a hub."""
+    """What tells a model from another of the same place: the name, size and time of its weight
+    files; the id of one of a hub."""
     files = sorted(Path(model).glob("*.safetensors")) + sorted(Path(model).glob("*.bin"))
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] or [str(model)]
 
@@ -208,7 +227,8 @@ def fingerprint(model: str | Path) -> list[Any]:
 class Record:
     """An open run folder, locked for this process until `close`.
 
-    Raises BadInput when another live process writes to it, or when it holds a run of another configuration.
+    Raises BadInput when another live process writes to it, or when it holds a run of another
+    configuration.
     """
 
     def __init__(self, config: Config):
@@ -263,7 +283,8 @@ class Record:
                 write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
-        """`write(folder)` fills a new checkpoint; only when it is complete does `latest` (and `best`) point to it."""
+        """`write(folder)` fills a new checkpoint; only when it is complete does `latest` (and
+        `best`) point to it."""
         root = self.folder / "checkpoints"
         root.mkdir(exist_ok=True)
         for leftover in root.glob("*.unfinished"):
@@ -275,7 +296,8 @@ class Record:
         if folder.exists():  # of an earlier life that died between here and the pointer
             shutil.rmtree(folder)
         unfinished.rename(folder)
-        # `best` first: a run killed in between continues from the older `latest` and saves this one again.
+        # `best` first: a run killed in between continues from the older `latest` and saves this one
+        # again.
         for name in [*(["best"] if best else []), "latest"]:
             link = root / f"{name}.unfinished"
             link.symlink_to(folder.name)
@@ -323,7 +345,10 @@ def _uncommitted() -> list[str]:
     """What git would commit: the diff against HEAD, and every file it does not know yet."""
     root = Path(__file__).resolve().parent.parent
     new = [root / name for name in (_git("ls-files", "--others", "--exclude-standard", ":/") or "").split()]
-    return [_git("diff", "HEAD") or "", *(path.read_bytes().hex() for path in new if path.is_file() and path.stat().st_size < 1e6)]
+    return [
+        _git("diff", "HEAD") or "",
+        *(path.read_bytes().hex() for path in new if path.is_file() and path.stat().st_size < 1e6),
+    ]
 
 
 def _session() -> dict[str, Any]:
@@ -361,7 +386,8 @@ class _Wandb:
         self._try(lambda: self._run.log(metrics))
 
     def finish(self, code: int) -> None:
-        """Close the mirror, waiting a minute at most: without a network an upload would never end."""
+        """Close the mirror, waiting a minute at most: without a network an upload would never
+        end."""
         closing = threading.Thread(target=lambda: self._try(lambda: self._run.finish(exit_code=code)), daemon=True)
         closing.start()
         closing.join(timeout=2 * WANDB_PATIENCE)
@@ -379,15 +405,19 @@ def _start_wandb(config: Config, folder: Path) -> _Wandb | None:
         print(f"wandb cannot be imported: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         return None
     settings = dict(
-        project=config.wandb.project, dir=str(folder), config=config.to_dict(), group=f"{config.experiment}/{config.arm}",
+        project=config.wandb.project, dir=str(folder), config=config.to_dict(),
+        group=f"{config.experiment}/{config.arm}",
         name=f"{config.experiment}/{config.arm}/seed{config.seed}", resume="allow",
     )  # fmt: skip
     mine = lambda attempt: config_module.digest([str(folder.resolve()), attempt])
     quiet = wandb.Settings(console="off", silent=True, init_timeout=WANDB_PATIENCE)
     for attempt in dict.fromkeys((mode, "offline")):
         try:
-            # The same id for a resumed run; another one a mode, because a failed start keeps its id busy. A sweep's agent names its own.
-            run = wandb.init(**settings, id=os.environ.get("WANDB_RUN_ID") or mine(attempt), mode=attempt, settings=quiet)
+            # The same id for a resumed run; another one a mode, because a failed start keeps its id
+            # busy. A sweep's agent names its own.
+            run = wandb.init(
+                **settings, id=os.environ.get("WANDB_RUN_ID") or mine(attempt), mode=attempt, settings=quiet
+            )
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             return _Wandb(run)

@@ -1,8 +1,9 @@
 """From a response to a Score. A grader's failure is a verdict of its own, never a wrong answer.
 
-The final answer is the content of the last complete `\\boxed{…}`. Tasks of reasoning-gym are graded by the library's own
-`score_answer`. A problem that has only a reference answer is compared as text and as a number, which settles most answers, and the
-rest by math-verify in processes of its own (grader.py).
+The final answer is the content of the last complete `\\boxed{…}`. Tasks of reasoning-gym are graded
+by the library's own `score_answer`. A problem that has only a reference answer is compared as text
+and as a number, which settles most answers, and the rest by math-verify in processes of its own
+(grader.py).
 """
 
 import re
@@ -21,10 +22,13 @@ _MARKS = re.compile(r"\\boxed\{|[{}]")
 
 
 def final_answer(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}` of `text`, braces balanced; None when there is none."""
+    """The content of the last complete `\\boxed{…}` of `text`, braces balanced; None when there
+    is none."""
     found = None
     open_at: list[int | None] = []  # of each brace not yet closed: where its content begins if it is a box's
-    for mark in _MARKS.finditer(text, max(0, text.find(_BOX))):  # one pass: a thousand unclosed boxes must not cost a thousand
+    for mark in _MARKS.finditer(
+        text, max(0, text.find(_BOX))
+    ):  # one pass: a thousand unclosed boxes must not cost a thousand
         if mark[0] != "}":
             open_at.append(mark.end() if mark[0] == _BOX else None)
         elif open_at and (begin := open_at.pop()) is not None and (found is None or begin > found[0]):
@@ -33,8 +37,9 @@ def final_answer(text: str) -> str | None:
 
 
 def normalised(answer: str) -> str:
-    """`answer` as text that is equal for trivially equal answers: spacing, `$`, `\\left`, `\\dfrac`, a final full stop, and the way a
-    plain number is written (`1,000`, `2.50`, `\\frac{1}{2}`) make no difference."""
+    """`answer` as text that is equal for trivially equal answers: spacing, `$`, `\\left`,
+    `\\dfrac`, a final full stop, and the way a plain number is written (`1,000`, `2.50`,
+    `\\frac{1}{2}`) make no difference."""
     text = re.sub(r"(?<!\\)\\[!,;: ]|\\?\$|\\(left|right)(?![a-zA-Z])", "", answer)
     text = re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\s+", " ", text))  # but "1 2" is not 12
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text).replace("{,}", ",").rstrip(".")
@@ -48,7 +53,8 @@ def matches(answer: str, reference: str) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    """The value of an integer (with or without thousands separators), a decimal number or a fraction of integers."""
+    """The value of an integer (with or without thousands separators), a decimal number or a
+    fraction of integers."""
     text = re.sub(r"^([+-]?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", text)
     if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
@@ -74,7 +80,9 @@ def quick(answer: str, reference: str) -> bool | None:
         return True
     given, wanted = _number(normalised(answer)), _number(normalised(reference))
     if not answer or given is not None and wanted is not None and abs(given - wanted) > 1e-5:
-        return False  # math-verify takes decimals that agree to six places for equal; further apart it could not say otherwise
+        # math-verify takes decimals that agree to six places for equal; further apart it could not
+        # say otherwise.
+        return False
     return None
 
 
@@ -96,10 +104,12 @@ def _settle(rollout: Rollout) -> Verdict | grader.Pair:
 
 
 def verdicts(rollouts: list[Rollout], limits: grader.Limits | None = None) -> list[Verdict]:
-    """What became of each response, in order. A complete final answer is graded even if the token limit cut what followed it.
+    """What became of each response, in order. A complete final answer is graded even if the token
+    limit cut what followed it.
 
-    `limits` are those of math-verify's workers, which start only for answers that need them. An answer that cost its time or memory,
-    or whose reference math-verify cannot read, is a `grader_error`.
+    `limits` are those of math-verify's workers, which start only for answers that need them. An
+    answer that cost its time or memory, or whose reference math-verify cannot read, is a
+    `grader_error`.
     """
     found = [_settle(rollout) for rollout in rollouts]
     pairs = [f for f in found if isinstance(f, tuple)]
@@ -109,24 +119,28 @@ def verdicts(rollouts: list[Rollout], limits: grader.Limits | None = None) -> li
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0, then linear to −1 over the last `buffer` tokens."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0, then linear to −1 over the
+    last `buffer` tokens."""
     return -min(1.0, max(0.0, (length - (max_tokens - buffer)) / buffer)) if buffer else 0.0
 
 
 def coin(seed: int, step: int, rollout: Rollout) -> bool:
-    """A fair coin of the rollout's own, the same however the work is batched (the control of arXiv 2509.26114)."""
+    """A fair coin of the rollout's own, the same however the work is batched (the control of
+    arXiv 2509.26114)."""
     key = f"{rollout.prompt.id}#{rollout.index}".encode()
     return bool(np.random.default_rng([seed, step, *key]).random() < 0.5)
 
 
 def grade(
-    rollouts: list[Rollout], *, source: str, seed: int, step: int, values: tuple[float, float], max_tokens: int, overlong_buffer: int,
+    rollouts: list[Rollout], *, source: str, seed: int, step: int, values: tuple[float, float], max_tokens: int,
+    overlong_buffer: int,
     limits: grader.Limits | None = None,
 ) -> list[Score]:  # fmt: skip
     """Scores of `rollouts`, in order.
 
-    `values` are the rewards of a failed and of a correct response; `source` "random" lets a coin choose between them while
-    the verdict stays the true one. `overlong_buffer` 0 switches the soft overlong punishment off. `limits`: see `verdicts`.
+    `values` are the rewards of a failed and of a correct response; `source` "random" lets a coin
+    choose between them while the verdict stays the true one. `overlong_buffer` 0 switches the soft
+    overlong punishment off. `limits`: see `verdicts`.
     """
     scores = []
     for rollout, found in zip(rollouts, verdicts(rollouts, limits)):

@@ -1,4 +1,5 @@
-"""What a person sees of a run: a progress bar with the live numbers on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: a progress bar with the live numbers on a terminal, plain lines
+elsewhere."""
 
 import sys
 from pathlib import Path
@@ -36,12 +37,19 @@ class Screen:
 
     def start(self, config: Config, folder: Path, step: int) -> None:
         self.steps, self.begin = config.steps, step
-        self.say(f"{folder}: {config.method}, {config.steps} steps" + (f", continuing after step {step}" if step else ""))
+        self.say(
+            f"{folder}: {config.method}, {config.steps} steps" + (f", continuing after step {step}" if step else "")
+        )
         if self.live:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"), console=self.console
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[numbers]}"),
+                console=self.console,
             )
-            self._task = self._bar.add_task(f"step {step}/{config.steps}", total=config.steps, completed=step, numbers="")
+            self._task = self._bar.add_task(
+                f"step {step}/{config.steps}", total=config.steps, completed=step, numbers=""
+            )
             self._bar.start()
 
     def step(self, step: int, m: dict[str, float], elapsed: float) -> None:
@@ -91,7 +99,11 @@ class SweepScreen:
 
     def _numbers(self, run: Any) -> str:
         m = run.last_metrics()
-        return f"step {m['step']}/{run.config.steps}  acc {m['accuracy/mean']:.3f}  H {m.get('entropy/mean', MISSING):.3f}" if m else ""
+        return (
+            f"step {m['step']}/{run.config.steps}  acc {m['accuracy/mean']:.3f}  H {m.get('entropy/mean', MISSING):.3f}"
+            if m
+            else ""
+        )
 
     def _table(self, states: list[tuple[Any, str]]) -> Table:
         table = Table("arm", "seed", "state", "step", "accuracy", "entropy", "left")
@@ -99,13 +111,19 @@ class SweepScreen:
             m = run.last_metrics() if state != "waiting" else {}
             if m:
                 left = f"{m['time/step'] * (run.config.steps - m['step']):.0f} s" if state == "running" else ""
-                numbers = [f"{m['step']}/{run.config.steps}", f"{m['accuracy/mean']:.3f}", f"{m.get('entropy/mean', MISSING):.3f}", left]
+                numbers = [
+                    f"{m['step']}/{run.config.steps}",
+                    f"{m['accuracy/mean']:.3f}",
+                    f"{m.get('entropy/mean', MISSING):.3f}",
+                    left,
+                ]
             table.add_row(run.arm, str(run.seed), state, *(numbers if m else [""] * 4))
         return table
 
 
 def print_eval(rows: list[dict[str, Any]]) -> None:
-    """avg@k, pass@k and maj@k of every benchmark, as a table; under each its interval over problems."""
+    """avg@k, pass@k and maj@k of every benchmark, as a table; under each its interval over
+    problems."""
     table = Table("benchmark", "n", "k", "avg@k", "pass@k", "maj@k", "truncated", box=box.SIMPLE)
     for row in rows:
         k = row["k"]

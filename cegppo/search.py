@@ -1,20 +1,23 @@
-"""A search instead of a grid: Optuna proposes the arms, by chance or by TPE, and hopeless ones are stopped early.
+"""A search instead of a grid: Optuna proposes the arms, by chance or by TPE, and hopeless ones are
+stopped early.
 
 A sweep file with `space` is a search; besides the keys of a grid that do not speak of arms it has
 
     search: tpe                               # tpe | random
     trials: 20
     space:                                    # of any keys of the configuration
-      loss.beta1: {low: 0.0, high: 1.0}       # a number; `log: true` and `step: 0.25` as in Optuna; whole if both ends are
+      loss.beta1: {low: 0.0, high: 1.0}       # a number; `log`, `step` as in Optuna
       update.aggregate: [token, sequence]     # one of these
     objective:
-      metric: eval/mean                       # eval/mean, eval/<benchmark>, or any metric of metrics.jsonl
+      metric: eval/mean                       # eval/mean, eval/<benchmark>, any metric
       direction: maximize                     # maximize | minimize
-      window: 5                               # steps over which a metric is averaged, the last ones (not for eval/)
-      prune: true                             # stop a trial whose first seed does worse than the median of those before it
+      window: 5                               # last steps averaged (not for eval/)
+      prune: true                             # stop a trial below the median of those before
 
-A trial is an arm with every seed of the sweep; its value is the mean over seeds. The study is <results>/<sweep>/study.db (SQLite),
-its summary trials.jsonl. Started again, it finishes what was under way and goes on to `trials`.
+A number is whole if both ends are. Pruning looks at a trial's first seed.
+A trial is an arm with every seed of the sweep; its value is the mean over seeds. The study is
+<results>/<sweep>/study.db (SQLite), its summary trials.jsonl. Started again, it finishes what was
+under way and goes on to `trials`.
 """
 
 import fcntl
@@ -61,16 +64,20 @@ class Search:
             before = len(optuna.load_study(study_name=d.name, storage=storage).trials)
         # A continued search must not propose its first trials again.
         sampler = (
-            optuna.samplers.RandomSampler(seed=before) if d.tree.get("search") == "random" else optuna.samplers.TPESampler(seed=before)
+            optuna.samplers.RandomSampler(seed=before)
+            if d.tree.get("search") == "random"
+            else optuna.samplers.TPESampler(seed=before)
         )
         self.study = optuna.create_study(
-            study_name=d.name, storage=storage, sampler=sampler, direction=self.objective["direction"], load_if_exists=True,
+            study_name=d.name, storage=storage, sampler=sampler, direction=self.objective["direction"],
+            load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=example.config.steps // 3),
         )  # fmt: skip
         self._asked = digest([self.space, self.objective["metric"], self.objective["direction"]])
         if self.study.user_attrs.get("asked", self._asked) != self._asked:
             raise BadInput(
-                f"{self.folder / 'study.db'}: holds a search of another space or objective; choose another root with results=DIR"
+                f"{self.folder / 'study.db'}: holds a search of another space or objective; choose another root with"
+                " results=DIR"
             )
         self.runs: list[Run] = []
         self._waiting: list[Run] = []
@@ -79,7 +86,9 @@ class Search:
         self._reported: dict[int, int] = {}  # by number of a trial: the step it was last judged at
         self._stopped: set[int] = set()  # ids of the runs of pruned trials that were told to stop
         self._closed: set[int] = set()  # numbers of the trials that have their verdict
-        for frozen in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):  # of an earlier life
+        for frozen in self.study.get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
+        ):  # of an earlier life
             self._hand_out(optuna.trial.Trial(self.study, frozen._trial_id))
 
     def next(self) -> Run | None:
@@ -88,7 +97,8 @@ class Search:
         return self._waiting.pop(0) if self._waiting else None
 
     def hopeless(self, run: Run) -> bool:
-        """True once for each run of a trial whose first seed does worse than the median of the trials before, at the same step."""
+        """True once for each run of a trial whose first seed does worse than the median of the
+        trials before, at the same step."""
         trial = self._trial[id(run)]
         if self.objective["prune"] and trial.number not in self._closed and run.seed == self.seeds[0]:
             found = self._value(run)
@@ -144,7 +154,9 @@ class Search:
         """(step, objective) of a run as far as it has come; None before there is one."""
         metric, window = self.objective["metric"], self.objective["window"]
         if metric.startswith("eval/"):
-            rows = [r for r in read_lines(run.folder / "eval.jsonl") if metric in ("eval/mean", f"eval/{r['benchmark']}")]
+            rows = [
+                r for r in read_lines(run.folder / "eval.jsonl") if metric in ("eval/mean", f"eval/{r['benchmark']}")
+            ]
             last = [r for r in rows if r["step"] == rows[-1]["step"] > 0]
             return (last[0]["step"], mean_accuracy(last)) if last else None
         rows = read_lines(run.folder / "metrics.jsonl")[-window:]
@@ -228,7 +240,8 @@ def _space(d: Description) -> dict[str, Any]:
             kind(**ends)
         except (TypeError, ValueError) as error:
             raise BadInput(
-                f"{d.path}: space: '{key}' takes a list of values or {{low: …, high: …}} with log or step, not {choice!r} ({error})"
+                f"{d.path}: space: '{key}' takes a list of values or {{low: …, high: …}} with log or step, not"
+                f" {choice!r} ({error})"
             ) from None
     if not space:
         raise BadInput(f"{d.path}: 'space' is missing or empty")

@@ -1,21 +1,23 @@
-"""Arms × seeds of one experiment, side by side. What is finished is skipped, what is half done continues.
+"""Arms × seeds of one experiment, side by side. What is finished is skipped, what is half done
+continues.
 
 A sweep file:
 
     experiment: ../experiments/testbed.yaml   # relative to the sweep file
-    varies: [method, loss]                    # the keys (or sections) in which arms may differ; anything else is refused
+    varies: [method, loss]                    # keys or sections in which arms may differ
     seeds: [0, 1, 2]
     workers: 2                                # runs at a time
     common: {steps: 80}                       # for every arm
-    takes_from: [algorithms]                  # a finished run there that is the same run is copied instead of repeated
+    takes_from: [algorithms]                  # a finished same run there is not repeated
     launcher: local                           # local | ray | ray://host:port | slurm
-    gpus: 8                                   # of each run, then started by torchrun; default: one if the machine shows any
+    gpus: 8                                   # a run, by torchrun; default: one if there is any
     slurm: {slurm_partition: gpu}             # parameters of submitit (timeout_min, mem_gb, …)
     arms:
       grpo: {method: grpo}
       cegppo: {method: cegppo, loss.beta1: 0.5}
 
-`include: other.yaml` starts from another sweep file; this one's keys replace its keys, and `common` adds to its `common`.
+`include: other.yaml` starts from another sweep file; this one's keys replace its keys, and `common`
+adds to its `common`.
 """
 
 import json
@@ -102,7 +104,8 @@ class Description:
         return self.path.stem
 
     def run(self, arm: str, seed: int, changes: dict[str, Any]) -> Run:
-        """The run of `arm` with `seed`: the experiment, `common`, the arm's own changes, the command line. Raises BadInput."""
+        """The run of `arm` with `seed`: the experiment, `common`, the arm's own changes, the
+        command line. Raises BadInput."""
         experiment = Path(os.path.normpath(self.path.parent / self.tree["experiment"]))
         given = [f"{k}={_as_text(v)}" for k, v in {**self.tree.get("common", {}), **changes}.items()]
         every = (*given, f"experiment={self.name}", f"arm={arm}", f"seed={seed}", *self.overrides)
@@ -111,11 +114,20 @@ class Description:
     def sweep(self, runs: list[Run]) -> Sweep:
         tree = self.tree
         taken = [str(name) for name in tree.get("takes_from", [])]
-        return Sweep(self.name, runs, tree.get("workers", 1), taken, tree.get("launcher", "local"), tree.get("gpus"), tree.get("slurm", {}))
+        return Sweep(
+            self.name,
+            runs,
+            tree.get("workers", 1),
+            taken,
+            tree.get("launcher", "local"),
+            tree.get("gpus"),
+            tree.get("slurm", {}),
+        )
 
 
 def describe(path: str | Path, overrides: list[str] = ()) -> Description:
-    """Read sweep file `path`. `overrides` are for every run, those that begin with `sweep.` for the sweep. Raises BadInput."""
+    """Read sweep file `path`. `overrides` are for every run, those that begin with `sweep.` for
+    the sweep. Raises BadInput."""
     path = Path(path)
     tree = _read(path)
     mine, rest = {}, []
@@ -139,7 +151,9 @@ def describe(path: str | Path, overrides: list[str] = ()) -> Description:
             raise BadInput(f"{path}: '{key}' is missing or empty")
     strange = [key for key in (OF_A_GRID if "search" in tree or "space" in tree else OF_A_SEARCH) if key in tree]
     if strange:
-        raise BadInput(f"{path}: '{strange[0]}' is of {'a grid' if strange[0] in OF_A_GRID else 'a search'}, and this is none")
+        raise BadInput(
+            f"{path}: '{strange[0]}' is of {'a grid' if strange[0] in OF_A_GRID else 'a search'}, and this is none"
+        )
     if tree.get("workers", 1) < 1 or tree.get("gpus", 0) < 0 or tree.get("trials", 1) < 1:
         raise BadInput(f"{path}: workers and trials must be at least 1, gpus at least 0")
     if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in tree["seeds"]):
@@ -151,7 +165,8 @@ def describe(path: str | Path, overrides: list[str] = ()) -> Description:
 
 
 def grid(d: Description) -> Sweep:
-    """Arms × seeds of a sweep file. Raises BadInput, also when arms differ in anything that `varies` does not name."""
+    """Arms × seeds of a sweep file. Raises BadInput, also when arms differ in anything that
+    `varies` does not name."""
     path, tree = d.path, d.tree
     for key in ("varies", "arms"):
         if not tree.get(key):
@@ -197,7 +212,9 @@ def _refuse_other_differences(path: Path, runs: list[Run], varies: list[str]) ->
         other = run.config.identity()
         for key in sorted(first.keys() | other.keys()):
             if not config_module.under(key, [*varies, "seed"]) and first.get(key) != other.get(key):
-                raise BadInput(f"{path}: arms '{runs[0].arm}' and '{run.arm}' differ in '{key}', which `varies` does not name")
+                raise BadInput(
+                    f"{path}: arms '{runs[0].arm}' and '{run.arm}' differ in '{key}', which `varies` does not name"
+                )
 
 
 class Grid:
@@ -227,9 +244,13 @@ def run_all(sweep: Sweep, work: Any, show: Any) -> tuple[int, list[Run]]:
 
     Returns the exit code (0; 1 when a run failed; 130 when interrupted) and the runs that failed.
 
-    `show(states)` is called about twice a second with [(run, state)], state being waiting | running | finished | failed | stopped.
+    `show(states)` is called about twice a second with [(run, state)], state being waiting | running
+    | finished | failed | stopped.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell that starts this in the background has Ctrl-C ignored
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell that starts this in the background has Ctrl-C ignored
         signal.signal(number, signal.default_int_handler)
     start = launch.launcher(sweep.launcher, sweep.gpus, sweep.slurm).start
     states: dict[int, str] = {}  # by id of a run; one that is not here is finished already, or waiting
@@ -279,24 +300,28 @@ def run_all(sweep: Sweep, work: Any, show: Any) -> tuple[int, list[Run]]:
 
 
 def _same_start(meta: dict[str, Any], config: Config) -> bool:
-    """Whether the run that `meta` describes began with the weights that `config` would begin with here."""
+    """Whether the run that `meta` describes began with the weights that `config` would begin
+    with here."""
     return config.model.path != "testbed" or meta.get("start_weights") == testbed.weights_digest(testbed.base_model())
 
 
 def _refuse_other_start(sweep: Sweep) -> None:
-    """All arms start from the same weights: what is finished here may not have started from another machine's."""
+    """All arms start from the same weights: what is finished here may not have started from
+    another machine's."""
     missing = [run for run in sweep.runs if not run.finished()]
     for run in sweep.runs:
         if missing and run.finished() and not _same_start(read_meta(run.folder), run.config):
             raise BadInput(
-                f"{run.folder}: started from other base weights than this machine makes, so {missing[0].arm} seed {missing[0].seed} "
-                "could not be compared with it; choose another root with results=DIR"
+                f"{run.folder}: started from other base weights than this machine makes, so {missing[0].arm} seed"
+                f" {missing[0].seed} could not be compared with it; choose another root with results=DIR"
             )
 
 
 def take_over(run: Run, sweeps: list[str]) -> Path | None:
-    """Copy the record of a finished run of `sweeps` that is the same run (same seed, same configuration, so bit for bit the same
-    metrics) into the folder of `run`, unless something is there. The folder it came from, also noted in meta.json."""
+    """Copy the record of a finished run of `sweeps` that is the same run (same seed, same
+    configuration, so bit for bit the same metrics) into the folder of `run`, unless something is
+    there. The folder it came from, also noted in meta.json.
+    """
     if read_meta(run.folder):
         return None
     # Bit for bit needs the same micro-batches too.
@@ -306,13 +331,20 @@ def take_over(run: Run, sweeps: list[str]) -> Path | None:
             meta = read_meta(folder)
             if meta.get("status") != "finished" or meta.get("steps") != run.config.steps:
                 continue
-            if same(config_module.resolved(folder / "config.yaml")) != same(run.config) or not _same_start(meta, run.config):
+            if same(config_module.resolved(folder / "config.yaml")) != same(run.config) or not _same_start(
+                meta, run.config
+            ):
                 continue
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(run.folder / "config.yaml", config_module.as_yaml(run.config))  # first: a killed copy is begun again
+            write_whole(
+                run.folder / "config.yaml", config_module.as_yaml(run.config)
+            )  # first: a killed copy is begun again
             for name in ("eval.jsonl", "metrics.jsonl"):
                 shutil.copy(folder / name, run.folder / name)
-            write_whole(run.folder / "meta.json", json.dumps(meta | {"taken_from": str(folder)}, indent=1, ensure_ascii=False) + "\n")
+            write_whole(
+                run.folder / "meta.json",
+                json.dumps(meta | {"taken_from": str(folder)}, indent=1, ensure_ascii=False) + "\n",
+            )
             return folder
     return None
 

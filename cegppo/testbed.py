@@ -1,13 +1,17 @@
-"""The embedded default model: a small qwen3 that has learnt, by supervised warm-up, to work out reasoning-gym problems.
+"""The embedded default model: a small qwen3 that has learnt, by supervised warm-up, to work out
+reasoning-gym problems.
 
-Nothing is downloaded: tokenizer, worked solutions and weights are made here, once, and cached by a hash of what made them.
-Three things are built in because a study of entropy needs them:
+Nothing is downloaded: tokenizer, worked solutions and weights are made here, once, and cached by a
+hash of what made them. Three things are built in because a study of entropy needs them:
 
-* many equally good wordings: after each step of a solution stands one of 16 connectives, drawn from a Zipf distribution
-  (2.3 nats), so that entropy has something to lose that accuracy does not ask for;
-* careless work: a step of the solutions it learns from is sometimes off by a little, so that it starts unsure of results it
-  could know, and being surer is learnt fact by fact rather than at once;
-* a worse strategy that starts common (answering at once) beside a better one that starts rare (working it out).
+* many equally good wordings: after each step of a solution stands one of 16 connectives, drawn from
+  a Zipf distribution (2.3 nats), so that entropy has something to lose that accuracy does not ask
+  for;
+* careless work: a step of the solutions it learns from is sometimes off by a little, so that it
+  starts unsure of results it could know, and being surer is learnt fact by fact rather than at
+  once;
+* a worse strategy that starts common (answering at once) beside a better one that starts rare
+  (working it out).
 """
 
 import fcntl
@@ -43,7 +47,8 @@ SLIP_RATE = 0.15  # of warm-up steps whose result is off
 SLIPS = (-10, -2, -1, 1, 2, 10)
 DIRECT_SHARE = 0.5  # of warm-up solutions that answer at once
 
-# Whole phrases of the questions, and numbers with their sign, are single tokens; everything else is read character by character.
+# Whole phrases of the questions, and numbers with their sign, are single tokens; everything else is
+# read character by character.
 PHRASES = (
     "State the final answer to the following arithmetic problem: ",
     "Solve for ", "Find the value of ", " in the equation: ", "Determine the value of ", " that satisfies: ",
@@ -65,23 +70,38 @@ POOL = 1500  # distinct problems of each source in the warm-up; sympy makes an e
 CLEAN_STEPS, CARELESS_STEPS, ROWS, SEED = 480, 80, 64, 0
 LR, CARELESS_LR = 5e-3, 1e-3
 INIT_STD = 0.08  # of the order of 1/√width; the library's 0.02 is meant for wide models and learns far more slowly here
-SHAPE = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=16)
+SHAPE = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=16,
+)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Characters and whole phrases; any ASCII text survives encoding and decoding unchanged, the rest becomes <unk>."""
+    """Characters and whole phrases; any ASCII text survives encoding and decoding unchanged, the
+    rest becomes <unk>."""
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<eos>", *CHARACTERS])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in sorted({*PHRASES, *NUMBERS, *CONNECTIVES})])
+    tokenizer.add_tokens(
+        [AddedToken(phrase, normalized=False) for phrase in sorted({*PHRASES, *NUMBERS, *CONNECTIVES})]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<eos>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+        clean_up_tokenization_spaces=False,
     )
 
 
 def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tuple[list[str], str] | None:
-    """(steps, answer) of a problem of the warm-up families, each step an equation like `4-7=-3`; None for a form not covered.
+    """(steps, answer) of a problem of the warm-up families, each step an equation like `4-7=-3`;
+    None for a form not covered.
 
     `slip` is applied to the result of every step, and the solution goes on from what it returns.
     """
@@ -105,7 +125,9 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
         return steps, str(a)
     if task == "simple_equations":  # sympy writes a·x, a·x ± b, b - a·x
         left, right = re.search(r": (.*) = (-?\d+)$", question).groups()
-        match = re.fullmatch(r"(?:(?P<before>\d+) - )?(?:(?P<factor>\d+)\*)?[a-z](?: (?P<sign>[+-]) (?P<after>\d+))?", left)
+        match = re.fullmatch(
+            r"(?:(?P<before>\d+) - )?(?:(?P<factor>\d+)\*)?[a-z](?: (?P<sign>[+-]) (?P<after>\d+))?", left
+        )
         if match is None:
             return None
         value = int(right)
@@ -121,7 +143,8 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
 
 
 def worked_solution(task: str, question: str, slip_rate: float, rng: np.random.Generator) -> str:
-    """A full response of a careless worker: the steps, some with a slip, in random wordings, then the answer they lead to."""
+    """A full response of a careless worker: the steps, some with a slip, in random wordings,
+    then the answer they lead to."""
 
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
@@ -147,7 +170,9 @@ def warmup_texts(count: int, direct_share: float, slip_rate: float, seed: list[i
     texts = []
     for kind, at_once, place in zip(kinds, direct, places):
         question, answer = pools[kind][place % len(pools[kind])]
-        solution = direct_solution(answer) if at_once else worked_solution(WARMUP_SOURCES[kind].task, question, slip_rate, rng)
+        solution = (
+            direct_solution(answer) if at_once else worked_solution(WARMUP_SOURCES[kind].task, question, slip_rate, rng)
+        )
         texts.append((question + "\n", solution))
     return texts
 
@@ -157,33 +182,43 @@ def warmup_pool(which: int) -> list[tuple[str, str]]:
     """(question, answer) of the problems of warm-up source `which` that the solver can work out."""
     problems = Problems(WARMUP_SOURCES[which], WARM_UP, which)
     pool = [problems.problem(i)[:2] for i in range(POOL)]
-    return [(question, answer) for question, answer in pool if work_out(WARMUP_SOURCES[which].task, question) is not None]
+    return [
+        (question, answer) for question, answer in pool if work_out(WARMUP_SOURCES[which].task, question) is not None
+    ]
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A freshly initialised qwen3 of the testbed's shape."""
     torch.manual_seed(SEED)
     config = Qwen3Config(
-        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None, initializer_range=INIT_STD, bos_token_id=None, attention_dropout=0.0, use_cache=True, **SHAPE,
+        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None, initializer_range=INIT_STD, bos_token_id=None, attention_dropout=0.0, use_cache=True,
+        **SHAPE,
     )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
 
 def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Supervised training in place; the mean loss of the last ten steps, in nats per response token.
+    """Supervised training in place; the mean loss of the last ten steps, in nats per response
+    token.
 
-    First clean worked solutions, from which skill is learnt fastest (an answer that cannot be had at once teaches only noise);
-    then, briefly, careless ones and many answers at once, which set the habits that RL starts from.
+    First clean worked solutions, from which skill is learnt fastest (an answer that cannot be had
+    at once teaches only noise); then, briefly, careless ones and many answers at once, which set
+    the habits that RL starts from.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     losses: list[float] = []
-    for phase, (steps, direct, slips) in enumerate([(CLEAN_STEPS, 0.05, 0.0), (CARELESS_STEPS, DIRECT_SHARE, SLIP_RATE)]):
+    for phase, (steps, direct, slips) in enumerate(
+        [(CLEAN_STEPS, 0.05, 0.0), (CARELESS_STEPS, DIRECT_SHARE, SLIP_RATE)]
+    ):
         pairs = warmup_texts(steps * ROWS, direct, slips, [SEED, phase])
         rows = [(tokenizer.encode(q), tokenizer.encode(a) + [tokenizer.eos_token_id]) for q, a in pairs]
         for start in range(0, len(rows), 4 * ROWS):  # less padding: four batches at a time are cut by length
-            rows[start : start + 4 * ROWS] = sorted(rows[start : start + 4 * ROWS], key=lambda row: len(row[0]) + len(row[1]))
+            rows[start : start + 4 * ROWS] = sorted(
+                rows[start : start + 4 * ROWS], key=lambda row: len(row[0]) + len(row[1])
+            )
         for start in range(0, len(rows), ROWS):
             batch = rows[start : start + ROWS]
             width = max(len(q) + len(a) for q, a in batch)
@@ -216,15 +251,17 @@ def cache_root() -> Path:
 
 
 def weights_digest(model: Path) -> str:
-    """A hash of the weights in folder `model`: machines may round differently, and then the same recipe makes other last bits."""
+    """A hash of the weights in folder `model`: machines may round differently, and then the same
+    recipe makes other last bits."""
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def base_model() -> Path:
     """The folder of the embedded base model; made on first use, in under a minute on one core.
 
-    Cached by a hash of this file and of the libraries that made it, so every run that compares algorithms starts from the same
-    weights. Processes that ask at the same time wait for the one that makes it.
+    Cached by a hash of this file and of the libraries that made it, so every run that compares
+    algorithms starts from the same weights. Processes that ask at the same time wait for the one
+    that makes it.
     """
     source = inspect.getsource(sys.modules[__name__])
     made_of = [source, *(version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "reasoning-gym"))]

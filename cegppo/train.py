@@ -1,4 +1,5 @@
-"""The loop. One for every algorithm: what differs between methods is the weight a token loss puts on a token.
+"""The loop. One for every algorithm: what differs between methods is the weight a token loss puts
+on a token.
 
 prompt → rollout → reward → advantage → token loss → update → metrics
 """
@@ -38,17 +39,18 @@ from .types import MAX_LOG_RATIO, BadInput, Prompt, Rollout, Score, TokenBatch, 
 
 
 class Diverged(Exception):
-    """A gradient that is not finite, or a sampler that is not the policy; nothing was updated. Printed as one line; exit code 1."""
+    """A gradient that is not finite, or a sampler that is not the policy; nothing was updated.
+    Printed as one line; exit code 1."""
 
 
-# ---------------------------------------------------------------------------------------------------- one update
+# --------------------------------------------------------------------------------------------------
 
 
 def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
     """[B, T] factor of each token's loss in the loss of mini-batch `x`; 0 outside the mask.
 
-    token: 1 / response tokens of the mini-batch (DAPO, and the paper's Eq. 8). sequence: 1 / (rows · tokens of the row) (the
-    original GRPO). constant: 1 / (rows · max_tokens) (Dr. GRPO).
+    token: 1 / response tokens of the mini-batch (DAPO, and the paper's Eq. 8). sequence: 1 / (rows
+    · tokens of the row) (the original GRPO). constant: 1 / (rows · max_tokens) (Dr. GRPO).
     """
     if kind == "token":
         return x.mask_BT / x.mask_BT.sum()
@@ -58,7 +60,8 @@ def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
 
 
 def kl_penalty(logprob_BT: Tensor, ref_logprob_BT: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(π_θ ‖ π_ref) from the sampled token (Schulman's note on approximating KL): k1, k2 or k3; [B, T]."""
+    """Per-token estimate of KL(π_θ ‖ π_ref) from the sampled token (Schulman's note on
+    approximating KL): k1, k2 or k3; [B, T]."""
     log_ratio_BT = ref_logprob_BT - logprob_BT
     if estimator == "k1":
         return -log_ratio_BT
@@ -68,15 +71,17 @@ def kl_penalty(logprob_BT: Tensor, ref_logprob_BT: Tensor, estimator: str) -> Te
 
 
 def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) -> Tensor:
-    """[B, T] factor that corrects for a sampler whose probabilities differ from the trainer's; no gradient.
+    """[B, T] factor that corrects for a sampler whose probabilities differ from the trainer's; no
+    gradient.
 
-        ρ = π_old(y_t) / π_sampler(y_t), or with level=sequence its product over the response's tokens
+        ρ = π_old(y_t) / π_sampler(y_t); with level=sequence its product over the response's tokens
         truncate: min(max(ρ, low), high)        mask: ρ where low ≤ ρ ≤ high, else 0
 
-    truncate: truncated importance sampling (Ionides 2008; for samplers of language models Yao et al. 2025, "Your efficient RL
-    framework secretly brings you off-policy RL training", with low = 0). mask: IcePop by token (Ring-1T, arXiv 2510.18855; bounds
-    0.5 and 5), masked importance sampling by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked token
-    still counts in the aggregation's denominator.
+    truncate: truncated importance sampling (Ionides 2008; for samplers of language models Yao et
+    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training", with low =
+    0). mask: IcePop by token (Ring-1T, arXiv 2510.18855; bounds 0.5 and 5), masked importance
+    sampling by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked
+    token still counts in the aggregation's denominator.
     """
     log_ratio_BT = (x.old_logprob_BT - x.sampler_logprob_BT).detach() * x.mask_BT
     if level == "sequence":
@@ -89,7 +94,8 @@ def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) ->
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a mini-batch as a sum of named terms, each per token and already scaled by its aggregation."""
+    """The loss of a mini-batch as a sum of named terms, each per token and already scaled by its
+    aggregation."""
 
     config: Config
     loss: ModuleType
@@ -97,7 +103,8 @@ class Objective:
 
     @classmethod
     def at(cls, config: Config, step: int) -> "Objective":
-        """The objective of step `step` (0 the first): a scheduled knob has its value of that step."""
+        """The objective of step `step` (0 the first): a scheduled knob has its value of that
+        step."""
         loss = losses.load(config.loss["name"])
         return cls(config, loss, loss.Params(**config.loss_knobs(step)))
 
@@ -124,7 +131,8 @@ class Objective:
         return made
 
     def terms(self, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Every term's per-token loss, scaled (their sum over everything is what is minimised), and the loss's own facts."""
+        """Every term's per-token loss, scaled (their sum over everything is what is minimised),
+        and the loss's own facts."""
         token_loss_BT, facts = self.loss.token_loss(x, self.params)
         dual = self.config.update.dual_clip
         if dual:  # arXiv 1912.09729: with A < 0 the loss is at most −c A, which has no gradient
@@ -160,11 +168,14 @@ class Weights:
 
 
 def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> Weights:
-    """Evaluate the objective with log-probability and entropy as leaves: exact weights for any loss file."""
+    """Evaluate the objective with log-probability and entropy as leaves: exact weights for any
+    loss file."""
     logprob_BT = x.logprob_BT.detach().requires_grad_()
     entropy_BT = x.entropy_BT.detach().requires_grad_("entropy" in scales)
     terms, facts = objective.terms(x.but(logprob_BT=logprob_BT, entropy_BT=entropy_BT), scales)
-    (policy_BT,) = torch.autograd.grad(terms["policy"].sum(), logprob_BT, retain_graph=True)  # kept for the entropy's slope
+    (policy_BT,) = torch.autograd.grad(
+        terms["policy"].sum(), logprob_BT, retain_graph=True
+    )  # kept for the entropy's slope
     coefficient_BT, entropy_coefficient_BT = policy_BT, None
     others = [value.sum() for name, value in terms.items() if name not in ("policy", "entropy")]
     if others:
@@ -186,9 +197,11 @@ def update(
     ledger: Ledger | None = None,
     tokens: TokenRecord | None = None,
 ) -> float:
-    """One optimizer step on `mini`; the gradient norm before clipping. Micro-batching never changes the gradient.
+    """One optimizer step on `mini`; the gradient norm before clipping. Micro-batching never changes
+    the gradient.
 
-    `ledger` and `tokens` look on and change nothing. Raises Diverged, before stepping, when the gradient is not finite.
+    `ledger` and `tokens` look on and change nothing. Raises Diverged, before stepping, when the
+    gradient is not finite.
     """
     config = objective.config.update
     scales = objective.scales(mini)
@@ -236,18 +249,22 @@ def update(
 
 
 def clip_grad_norm(model: torch.nn.Module, most: float) -> Tensor:
-    """Scale the gradient down to norm `most` (0: leave it); the norm before, over all ranks' shards."""
+    """Scale the gradient down to norm `most` (0: leave it); the norm before, over all ranks'
+    shards."""
     return parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most or float("inf")))
 
 
 def value_loss(value_BT: Tensor, x: TokenBatch, clip: float) -> tuple[Tensor, Tensor]:
-    """PPO's clipped value loss per token and where the clip holds, [B, T] each: ½ max((V − R)², (V_clipped − R)²)."""
+    """PPO's clipped value loss per token and where the clip holds, [B, T] each: ½ max((V − R)²,
+    (V_clipped − R)²)."""
     near_BT = x.old_value_BT + (value_BT - x.old_value_BT).clamp(-clip, clip)
     plain_BT, clipped_BT = (value_BT - x.return_BT).square(), (near_BT - x.return_BT).square()
     return torch.maximum(plain_BT, clipped_BT) / 2, clipped_BT > plain_BT
 
 
-def update_critic(critic: Critic, optimizer: torch.optim.Optimizer, policy: Policy, mini: TokenBatch, config: Config, tally: Tally) -> None:
+def update_critic(
+    critic: Critic, optimizer: torch.optim.Optimizer, policy: Policy, mini: TokenBatch, config: Config, tally: Tally
+) -> None:
     """One optimizer step of the critic on `mini`, token mean."""
     tokens = mini.mask_BT.sum()
     optimizer.zero_grad(set_to_none=True)
@@ -265,7 +282,7 @@ def update_critic(critic: Critic, optimizer: torch.optim.Optimizer, policy: Poli
     tally.add("critic/updates", 1)
 
 
-# ---------------------------------------------------------------------------------------------------- one step
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -311,10 +328,14 @@ class Trainer:
 
     @cached_property
     def probe(self) -> TokenBatch:
-        """The ledger's fixed probe: a response of the starting policy to each of the first training prompts."""
+        """The ledger's fixed probe: a response of the starting policy to each of the first
+        training prompts."""
         if self._probe is None:
-            prompts = PromptStream(self.config, self.policy.tokenizer, self.stream.held_out).take(self.config.diagnostics.probe)
-            # Index group_size is no training response's, so the probe is not part of what is trained on.
+            prompts = PromptStream(self.config, self.policy.tokenizer, self.stream.held_out).take(
+                self.config.diagnostics.probe
+            )
+            # Index group_size is no training response's, so the probe is not part of what is
+            # trained on.
             rollouts = self.sampler.sample_index(prompts, self.config.group_size, 0)
             self._probe = [[list(r.prompt.token_ids), list(r.token_ids)] for r in rollouts]
         rows = [
@@ -327,7 +348,8 @@ class Trainer:
     # -- the six stations of a step
 
     def collect(self, step: int) -> Collected:
-        """Prompts, rollouts and scores; groups dropped and refilled as `rollout.drop_constant_groups` says."""
+        """Prompts, rollouts and scores; groups dropped and refilled as
+        `rollout.drop_constant_groups` says."""
         config, n = self.config, self.config.group_size
         rollouts: list[Rollout] = []
         scores: list[Score] = []
@@ -339,11 +361,13 @@ class Trainer:
             fresh = self.sampler.sample(prompts, n, step)
             rules = dict(
                 source=config.reward, seed=config.seed, step=step, values=tuple(config.reward_values),
-                max_tokens=config.rollout.max_tokens, overlong_buffer=round(config.overlong_buffer * config.rollout.max_tokens),
+                max_tokens=config.rollout.max_tokens,
+                overlong_buffer=round(config.overlong_buffer * config.rollout.max_tokens),
                 limits=config.grader,
             )  # fmt: skip
             fresh_scores = parallel.divided(lambda part: grade(part, **rules), fresh)
-            # DAPO drops groups that are all right or all wrong; a penalty for length does not make such a group teach anything.
+            # DAPO drops groups that are all right or all wrong; a penalty for length does not make
+            # such a group teach anything.
             constant_P = advantage.constant_groups(np.array([s.graded for s in fresh_scores]).reshape(-1, n))
             drops = config.rollout.drop_constant_groups != "no"
             for p in range(len(prompts)):
@@ -379,7 +403,9 @@ class Trainer:
             value_BT[index, : micro.mask_BT.shape[1]] += self.critic(micro)
         value_BT = parallel.total(value_BT)
         reward_BT = torch.zeros_like(x.mask_BT)
-        reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = x.reward_B  # the whole reward comes with the last token
+        reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = (
+            x.reward_B
+        )  # the whole reward comes with the last token
         a = self.config.advantage
         advantage_BT, return_BT = advantage.gae(reward_BT, value_BT, x.mask_BT, a.gamma, a.lam)
         if a.whiten:
@@ -398,14 +424,23 @@ class Trainer:
             self._verify(x)
         factor = min(1.0, (step + 1) / max(1, config.update.warmup_steps))
         set_lr(self.optimizer, config.update.lr * factor)
-        minis = self.mini_batches(x) if x is not None and (self.critic is None or step >= config.critic.warmup_steps) else []
+        minis = (
+            self.mini_batches(x)
+            if x is not None and (self.critic is None or step >= config.critic.warmup_steps)
+            else []
+        )
         looks = bool(minis) and config.diagnostics.every > 0 and (step + 1) % config.diagnostics.every == 0
         tokens = self._token_record(collected) if looks else None
         ledger = None
         for number, mini in enumerate(minis):
             if looks and number == len(minis) - 1:  # the last update is the furthest off-policy
                 ledger = Ledger(
-                    self.policy, self.optimizer, self.probe, self.objective.clip, config.diagnostics.classes, config.diagnostics.threshold
+                    self.policy,
+                    self.optimizer,
+                    self.probe,
+                    self.objective.clip,
+                    config.diagnostics.classes,
+                    config.diagnostics.threshold,
                 )
             if tokens is not None:
                 tokens.update = number
@@ -438,13 +473,15 @@ class Trainer:
         largest, mean = mismatch(x)
         if not mean <= bound:
             raise Diverged(
-                f"the hand-over of weights to vllm failed: its log-probabilities of its own tokens are {mean:.2g} nats off the trainer's "
-                f"on average and {largest:.2g} at most, above rollout.vllm.max_mismatch={bound:g}; nothing was updated"
+                f"the hand-over of weights to vllm failed: its log-probabilities of its own tokens are {mean:.2g} nats"
+                f" off the trainer's on average and {largest:.2g} at most, above rollout.vllm.max_mismatch={bound:g};"
+                " nothing was updated"
             )
 
     def mini_batches(self, x: TokenBatch) -> list[TokenBatch]:
-        """The mini-batches of a step's updates, in order. Where dropped groups left less than a full step, there are fewer updates, of
-        about the size that `updates_per_step` gives a full one."""
+        """The mini-batches of a step's updates, in order. Where dropped groups left less than a
+        full step, there are fewer updates, of about the size that `updates_per_step` gives a full
+        one."""
         full = self.config.prompts_per_step * self.config.group_size // self.config.updates_per_step
         return x.split(-(-len(x) // full))
 
@@ -456,7 +493,8 @@ class Trainer:
     # -- saving and restoring
 
     def save(self, folder: Path | None) -> None:
-        """Model (for `from_pretrained`), optimizer and critic (safetensors), and the counters (state.json).
+        """Model (for `from_pretrained`), optimizer and critic (safetensors), and the counters
+        (state.json).
 
         Whole tensors, whatever the number of ranks. Ranks without a folder give their shards.
         """
@@ -482,7 +520,10 @@ class Trainer:
         try:
             state = json.loads((folder / "state.json").read_text())
             if state["start"] != self.start:
-                raise BadInput(f"{folder}: the run started from {state['start']}, which is now {self.start}; choose another run_dir")
+                raise BadInput(
+                    f"{folder}: the run started from {state['start']}, which is now {self.start}; choose another"
+                    " run_dir"
+                )
             left = parallel.load(self.policy.model, stored(folder / "model.safetensors"), strict=False)
             if left.unexpected_keys or set(left.missing_keys) - set(self.policy.model.all_tied_weights_keys):
                 raise BadInput(f"{folder}: holds another model than {self.config.model.path}")
@@ -496,7 +537,9 @@ class Trainer:
         except BadInput:
             raise
         except Exception as error:  # a broken file surfaces as one of many exceptions
-            raise BadInput(f"{folder}: unreadable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]})") from None
+            raise BadInput(
+                f"{folder}: unreadable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:150]})"
+            ) from None
         self.sampler.load(self.policy)
 
 
@@ -504,7 +547,8 @@ def load_policy(config: Config, path: str | Path) -> Policy:
     """The policy of weights `path`, computing as `config` says."""
     m = config.model
     return Policy.load(
-        path, m.device, dtype=m.dtype, packing=m.packing, checkpointing=m.gradient_checkpointing, head_chunk=m.head_chunk,
+        path, m.device, dtype=m.dtype, packing=m.packing, checkpointing=m.gradient_checkpointing,
+        head_chunk=m.head_chunk,
         temperature=config.rollout.temperature, micro_batch_tokens=config.update.micro_batch_tokens,
     )  # fmt: skip
 
@@ -521,7 +565,8 @@ def sampler(policy: Policy, config: Config) -> parallel.DividedSampler:
 
 
 def evaluator(base: parallel.DividedSampler, config: Config, made: dict[str, list[Prompt]]) -> Evaluator:
-    """The evaluator of the configured benchmarks: the sampler `base` with each one's own rules or else the evaluation's."""
+    """The evaluator of the configured benchmarks: the sampler `base` with each one's own rules
+    or else the evaluation's."""
     e = config.eval
     max_tokens = config.rollout.max_tokens if e.max_tokens is None else e.max_tokens
     listed = []
@@ -576,7 +621,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
 
 
 def mismatch(x: TokenBatch) -> tuple[float, float]:
-    """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its own tokens to the trainer's."""
+    """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its
+    own tokens to the trainer's."""
     difference_BT = ((x.sampler_logprob_BT - x.old_logprob_BT) * x.mask_BT).abs()
     return float(difference_BT.max()), float(difference_BT.sum() / x.mask_BT.sum())
 
@@ -619,12 +665,13 @@ def summarize(collected: Collected, x: TokenBatch | None, tally: Tally, norms: l
     return made
 
 
-# ---------------------------------------------------------------------------------------------------- a run
+# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def interruptible():
-    """Yields a function that says whether any rank received Ctrl-C (or SIGTERM); a second one interrupts at once."""
+    """Yields a function that says whether any rank received Ctrl-C (or SIGTERM); a second one
+    interrupts at once."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -648,7 +695,8 @@ def due(step: int, every: int, last: int) -> bool:
 def train(config: Config, show: Any) -> str:
     """Run or resume the run of `config`; its status at the end, `finished` or `stopped`.
 
-    `show` has `start(config, folder, step)`, `step(step, metrics, elapsed)`, `evaluated(step, rows)`, `say(text)`.
+    `show` has `start(config, folder, step)`, `step(step, metrics, elapsed)`, `evaluated(step,
+    rows)`, `say(text)`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -662,12 +710,17 @@ def train(config: Config, show: Any) -> str:
             if (config.folder / "checkpoints" / "latest").exists():
                 trainer.restore(checkpoint(config.folder))
         if len(set(parallel.gathered(trainer.step))) > 1:
-            raise BadInput(f"{config.folder}: not on every machine; a run of several machines needs a folder that all of them see")
+            raise BadInput(
+                f"{config.folder}: not on every machine; a run of several machines needs a folder that all of them see"
+            )
         record.note(start_model=trainer.start, start_weights=trainer.start_weights)
         record.rewind(trainer.step or -1)  # nothing is kept of a run that never saved a checkpoint
         show.start(config, config.folder, trainer.step)
         if config.updates_per_step == 1:
-            show.say("updates_per_step=1: every update is on-policy, the ratio is 1, and clip facts are zero by construction.")
+            show.say(
+                "updates_per_step=1: every update is on-policy, the ratio is 1, and clip facts are zero by"
+                " construction."
+            )
         with interruptible() as interrupted:
             status = _loop(config, trainer, record, show, interrupted)
         passed_over = trainer.stream.passed_over

@@ -1,6 +1,7 @@
 """The values that flow through the house, from a prompt to a batch of tokens.
 
-Shapes: B rows (one response each), T response tokens, S tokens of prompt and response together, V vocabulary, G group.
+Shapes: B rows (one response each), T response tokens, S tokens of prompt and response together, V
+vocabulary, G group.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Score:
-    """What a response earned. `reward` trains; `verdict` is the truth and is what accuracy counts."""
+    """What a response earned. `reward` trains; `verdict` is the truth and is what accuracy
+    counts."""
 
     reward: float
     verdict: Verdict
@@ -70,8 +72,8 @@ class Score:
 class TokenBatch:
     """Response tokens of B rows, right-padded to T. What a token loss reads.
 
-    All fields without a note are float tensors of shape [B, T]; log-probabilities are in nats, fp32 (fp64 in tests), at the
-    sampling temperature. Only the first five are needed to evaluate a loss.
+    All fields without a note are float tensors of shape [B, T]; log-probabilities are in nats, fp32
+    (fp64 in tests), at the sampling temperature. Only the first five are needed to evaluate a loss.
     """
 
     logprob_BT: Tensor  # log π_θ of the sampled token; carries the gradient
@@ -100,7 +102,8 @@ class TokenBatch:
 
     @property
     def ratio_BT(self) -> Tensor:
-        """π_θ / π_old of the sampled token; the log-ratio is capped at `MAX_LOG_RATIO` so that it cannot overflow."""
+        """π_θ / π_old of the sampled token; the log-ratio is capped at `MAX_LOG_RATIO` so that
+        it cannot overflow."""
         return self.log_ratio_BT.clamp(max=MAX_LOG_RATIO).exp()
 
     @property
@@ -125,7 +128,8 @@ class TokenBatch:
         return TokenBatch(**picked)
 
     def split(self, parts: int) -> list[TokenBatch]:
-        """`parts` mini-batches of consecutive rows (so whole groups stay together when the sizes allow it)."""
+        """`parts` mini-batches of consecutive rows (so whole groups stay together when the sizes
+        allow it)."""
         import torch
 
         edges = [len(self) * i // parts for i in range(parts + 1)]

@@ -1,4 +1,5 @@
-"""Shared by the tests: one torch thread, no wandb, and a tiny randomly initialised model with the testbed's tokenizer."""
+"""Shared by the tests: one torch thread, no wandb, and a tiny randomly initialised model with
+the testbed's tokenizer."""
 
 import os
 
@@ -39,7 +40,8 @@ eval:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    """A saved one-layer qwen3, randomly initialised (so its answers are noise and its entropy high)."""
+    """A saved one-layer qwen3, randomly initialised (so its answers are noise and its entropy
+    high)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from cegppo.testbed import make_tokenizer
@@ -49,7 +51,8 @@ def tiny_model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config)
@@ -62,7 +65,8 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_model, tmp_path) -> Path:
-    """An experiment file on the tiny model; random rewards, so that every group teaches something."""
+    """An experiment file on the tiny model; random rewards, so that every group teaches
+    something."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.format(model=tiny_model))
     return path

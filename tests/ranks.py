@@ -1,4 +1,5 @@
-"""What tests/test_parallel.py starts with torchrun: checks that need several ranks at once. Rank 0 writes what they gave."""
+"""What tests/test_parallel.py starts with torchrun: checks that need several ranks at once. Rank
+0 writes what they gave."""
 
 import sys
 import types
@@ -15,7 +16,12 @@ from cegppo.types import BadInput
 
 PPO = ["method=ppo", "update.kl_coef=0.1"]
 EVAL = ["eval.k=3", "eval.size=5"]
-SWITCHES = ["model.packing=always", "model.gradient_checkpointing=true", "update.offload_optimizer=true", "update.correction=truncate"]
+SWITCHES = [
+    "model.packing=always",
+    "model.gradient_checkpointing=true",
+    "update.offload_optimizer=true",
+    "update.correction=truncate",
+]
 GRADIENT = ["update.entropy_coef=0.01", "update.nll_coef=0.1", "update.grad_clip=0"]
 
 
@@ -26,8 +32,9 @@ def spread_loss(x, p):
 
 
 def gradients(experiment: Path) -> dict[str, torch.Tensor]:
-    """Gradients of mini-batches of 16, 3 and 1 rows, a row a micro-batch, and what the tally says of them; of a loss over the whole
-    mini-batch; and with every switch of docs/memory.md and the head in blocks."""
+    """Gradients of mini-batches of 16, 3 and 1 rows, a row a micro-batch, and what the tally says
+    of them; of a loss over the whole mini-batch; and with every switch of docs/memory.md and the
+    head in blocks."""
     whole_batch = types.SimpleNamespace(Params=ppo_clip.Params, token_loss=spread_loss, WHOLE_BATCH=True)
     made = {}
     for name, keys in {"plain": [], "whole": [], "switches": SWITCHES}.items():
@@ -41,7 +48,13 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
         objective = Objective(trainer.config, whole_batch, ppo_clip.Params()) if name == "whole" else trainer.objective
         for rows in (16, 3, 1):
             tally = Tally()
-            update(trainer.policy, torch.optim.SGD(model.parameters(), lr=0.0), x.rows(torch.arange(rows)), objective, tally)
+            update(
+                trainer.policy,
+                torch.optim.SGD(model.parameters(), lr=0.0),
+                x.rows(torch.arange(rows)),
+                objective,
+                tally,
+            )
             made[f"{name}{rows}"] = torch.cat([parallel.whole(p.grad).flatten() for p in model.parameters()])
             sums = tally.gathered().sums
             made[f"{name}{rows}.loss"] = torch.tensor([float(sums["loss/policy"]), float(sums["tokens"].sum())])

@@ -15,14 +15,20 @@ from cegppo import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = np.array([0.0, 0.02, -0.01, 0.01, -0.02])
-HEAD = "seeds: 5\nclaims:\n  one:\n    claim: c\n    source: s\n    experiment: e\n    metric: entropy/mean\n    window: last\n"
+HEAD = (
+    "seeds: 5\nclaims:\n  one:\n    claim: c\n    source: s\n    experiment: e\n    metric: entropy/mean\n    window:"
+    " last\n"
+)
 
 
 def record(folder: Path, series: dict[str, list], accuracy: dict[int, float] | None = None) -> None:
-    """A run folder: metrics by step, and the accuracy of two benchmarks of ten problems at some steps."""
+    """A run folder: metrics by step, and the accuracy of two benchmarks of ten problems at some
+    steps."""
     folder.mkdir(parents=True)
     steps = range(len(next(iter(series.values()))))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i + 1} | {k: v[i] for k, v in series.items()}) + "\n" for i in steps))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i + 1} | {k: v[i] for k, v in series.items()}) + "\n" for i in steps)
+    )
     rows = [
         {"step": step, "benchmark": name, "n": 10, "k": 10, "correct": [round(10 * mean) + shift] * 10}
         for step, mean in (accuracy or {}).items()
@@ -31,7 +37,9 @@ def record(folder: Path, series: dict[str, list], accuracy: dict[int, float] | N
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def arm(results: Path, name: str, level: float, slope: float = 0.0, noise: np.ndarray = NOISE, key: str = "entropy/mean") -> None:
+def arm(
+    results: Path, name: str, level: float, slope: float = 0.0, noise: np.ndarray = NOISE, key: str = "entropy/mean"
+) -> None:
     for seed, shift in enumerate(noise):
         record(results / "e" / name / f"seed{seed}", {key: [level + shift + slope * i for i in range(12)]})
 
@@ -48,11 +56,23 @@ def test_difference(tmp_path):
     stated = claim("test: difference; arm: high; than: low; expect: above", tmp_path)
     found = claims.decide(tmp_path, stated)
     theirs = scipy.stats.ttest_rel(1.0 + 2 * NOISE, 0.9 + NOISE).confidence_interval(0.95)
-    assert (found.mean, found.low, found.high) == pytest.approx((0.1, theirs.low, theirs.high)) and (found.verdict, found.n) == ("held", 5)
-    assert claims.decide(tmp_path, claim("test: difference; arm: low; than: high; expect: above", tmp_path)).verdict == "not held"
-    assert claims.decide(tmp_path, claim("test: difference; arm: low; than: high; expect: below", tmp_path)).verdict == "held"
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, theirs.low, theirs.high)) and (
+        found.verdict,
+        found.n,
+    ) == ("held", 5)
+    assert (
+        claims.decide(tmp_path, claim("test: difference; arm: low; than: high; expect: above", tmp_path)).verdict
+        == "not held"
+    )
+    assert (
+        claims.decide(tmp_path, claim("test: difference; arm: low; than: high; expect: below", tmp_path)).verdict
+        == "held"
+    )
     arm(tmp_path, "same", 0.9, noise=-NOISE)
-    assert claims.decide(tmp_path, claim("test: difference; arm: same; than: low; expect: above", tmp_path)).verdict == "undecided"
+    assert (
+        claims.decide(tmp_path, claim("test: difference; arm: same; than: low; expect: above", tmp_path)).verdict
+        == "undecided"
+    )
     assert "e: high − low; entropy/mean, last 5 steps; > 0" == claims.describe(stated)
 
 
@@ -89,7 +109,10 @@ def test_bound(tmp_path):
     arm(tmp_path, "a", 1.5, key="grad/norm")
     arm(tmp_path, "b", 1.0, key="grad/norm")
     text = "test: bound; arm: a; than: b; at_most: {}"
-    stated = [claims.Claim(**{**vars(claim(text.format(b), tmp_path)), "metric": "grad/norm", "window": "max"}) for b in (2.0, 1.2)]
+    stated = [
+        claims.Claim(**{**vars(claim(text.format(b), tmp_path)), "metric": "grad/norm", "window": "max"})
+        for b in (2.0, 1.2)
+    ]
     found = [claims.decide(tmp_path, c) for c in stated]
     assert [f.verdict for f in found] == ["held", "not held"] and found[0].mean == pytest.approx(
         np.exp(np.mean(np.log((1.5 + NOISE) / (1 + NOISE))))
@@ -99,7 +122,9 @@ def test_bound(tmp_path):
     assert claims.decide(tmp_path, stated[0]).verdict == "not held"  # a gradient that was not finite
     arm(tmp_path, "rising", 0.2, slope=0.1)
     assert (
-        claims.decide(tmp_path, claims.Claim("n", "c", "s", "e", "bound", "entropy/mean", "rise", 5, arm="rising", at_least=0.0)).verdict
+        claims.decide(
+            tmp_path, claims.Claim("n", "c", "s", "e", "bound", "entropy/mean", "rise", 5, arm="rising", at_least=0.0)
+        ).verdict
         == "held"
     )
 
@@ -109,7 +134,10 @@ def test_a_value_that_is_not_a_number_decides_no_difference(tmp_path):
     arm(tmp_path, "b", 0.5)
     path = tmp_path / "e" / "a" / "seed0" / "metrics.jsonl"
     path.write_text(re.sub(r'"step": 3, "entropy/mean": [\d.]+', '"step": 3, "entropy/mean": null', path.read_text()))
-    assert claims.decide(tmp_path, claim("test: difference; arm: a; than: b; expect: above", tmp_path)).verdict == "undecided"
+    assert (
+        claims.decide(tmp_path, claim("test: difference; arm: a; than: b; expect: above", tmp_path)).verdict
+        == "undecided"
+    )
 
 
 def test_missing_runs(tmp_path):
@@ -129,7 +157,10 @@ def test_missing_runs(tmp_path):
     "text, part",
     [
         ("test: diference; arm: a; than: b; expect: above", "not 'diference'; did you mean 'difference'?"),
-        ("test: difference; arm: a; than: b; expects: above", "unknown key 'expects' of test 'difference'; did you mean 'expect'?"),
+        (
+            "test: difference; arm: a; than: b; expects: above",
+            "unknown key 'expects' of test 'difference'; did you mean 'expect'?",
+        ),
         ("test: difference; arm: a; than: b", "'expect' is missing"),
         ("test: difference; arm: a; than: b; expect: higher", "'expect' must be above or below, not 'higher'"),
         ("test: difference; arm: a; than: 3; expect: above", "'than' cannot be 3"),
@@ -157,12 +188,15 @@ def test_bad_claim_files(tmp_path):
         with pytest.raises(load.Unreadable, match=part):
             claims.read(path)
     path.write_text(HEAD.replace("window: last", "window: best") + "    test: bound\n    arm: a\n    at_most: 1\n")
-    with pytest.raises(load.Unreadable, match="'window' of entropy/mean must be one of last, whole, rise, max, not 'best'"):
+    with pytest.raises(
+        load.Unreadable, match="'window' of entropy/mean must be one of last, whole, rise, max, not 'best'"
+    ):
         claims.read(path)
 
 
 def test_the_shipped_claims_name_runs_and_metrics_that_exist():
-    """Every claim reads; its metric is in the glossary, its arms are those of the sweep of its experiment's name."""
+    """Every claim reads; its metric is in the glossary, its arms are those of the sweep of its
+    experiment's name."""
     glossary = (ROOT / "docs" / "metrics.md").read_text()
     stated = claims.read()
     assert len(stated) >= 20
@@ -186,11 +220,16 @@ def test_the_table_of_claims(tmp_path, capsys):
     fig_claims.draw(tmp_path, stated)
     assert "1 held" in capsys.readouterr().out
     row = next(csv.DictReader((tmp_path / "figures" / "claims.csv").open()))
-    assert row["verdict"] == "held" and float(row["mean"]) == pytest.approx(0.5) and float(row["low"]) < 0.5 and row["seeds"] == "5"
+    assert (
+        row["verdict"] == "held"
+        and float(row["mean"]) == pytest.approx(0.5)
+        and float(row["low"]) < 0.5
+        and row["seeds"] == "5"
+    )
     assert "| c † | held | +0.5 [+0.461, +0.539] | 5 |" in (tmp_path / "figures" / "claims.md").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------- tables
+# --------------------------------------------------------------------------------------------------
 
 
 def test_table1(tmp_path, capsys):
@@ -203,7 +242,8 @@ def test_table1(tmp_path, capsys):
     text = (tmp_path / "figures" / "table1.md").read_text()
     titles = re.findall("^## (.*)", text, re.M)
     assert titles == [
-        "The paper (arXiv 2509.20712 v5), Table 1", "Re-runs by others", "Ours, testbed: last checkpoint", "Ours, testbed: best checkpoint"
+        "The paper (arXiv 2509.20712 v5), Table 1", "Re-runs by others", "Ours, testbed: last checkpoint",
+        "Ours, testbed: best checkpoint"
     ]  # fmt: skip
     paper, reruns, last, best = re.split("^## ", text, flags=re.M)[1:]
     assert "66.0 | 51.4 | 30.5" in paper and "easy" not in paper + reruns and "AIME24" not in last.split("\n\n")[1]
@@ -211,7 +251,9 @@ def test_table1(tmp_path, capsys):
     assert "| GRPO | 3 | 60.0 [60.0, 60.0] | 40.0 [40.0, 40.0] | 50.0 [50.0, 50.0] |" in last and "3 seeds" in last
     assert "+20.0 [+20.0, +20.0] *" in last and "-10.0 [-10.0, -10.0] *" in best and "optimistic" in best
     rows = list(csv.DictReader((tmp_path / "figures" / "table1.csv").open()))
-    found = [r for r in rows if (r["section"], r["method"], r["checkpoint"], r["column"]) == ("ours", "GRPO", "best", "mean")]
+    found = [
+        r for r in rows if (r["section"], r["method"], r["checkpoint"], r["column"]) == ("ours", "GRPO", "best", "mean")
+    ]
     assert [float(r["value"]) for r in found] == [80.0] and {r["section"] for r in rows} == {"paper", "re-run", "ours"}
     tex = (tmp_path / "figures" / "table1.tex").read_text()
     assert tex.count(r"\begin{tabular}") == 4 and r"95 \% t interval" in tex and "95 % t" not in tex
@@ -219,7 +261,8 @@ def test_table1(tmp_path, capsys):
 
 
 def test_the_papers_numbers_are_consistent():
-    """The means that the paper prints, or that were worked out, are those of the columns; no value is out of range."""
+    """The means that the paper prints, or that were worked out, are those of the columns; no
+    value is out of range."""
     for name in ("table1", "table2"):
         table = load.paper(ROOT / "results", f"{name}.csv")
         means = table[["aime24", "aime25", "hmmt25", "math500", "amc23"]].mean(axis=1)
@@ -229,10 +272,12 @@ def test_the_papers_numbers_are_consistent():
     known = parts.notna().sum(axis=1) == 6
     assert known.sum() == 6 and np.allclose(parts[known].mean(axis=1), reruns["avg"][known], atol=0.06)
     curve = load.paper(ROOT / "results", "fig2b_aime24_7b.csv").groupby("method")["aime24_avg32"]
-    assert curve.max()["cegppo"] == pytest.approx(0.66, abs=0.002) and curve.last()["clip_higher"] == pytest.approx(0.597, abs=0.002)
+    assert curve.max()["cegppo"] == pytest.approx(0.66, abs=0.002) and curve.last()["clip_higher"] == pytest.approx(
+        0.597, abs=0.002
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- other frameworks
+# --------------------------------------------------------------------------------------------------
 
 
 def shown(number: int) -> str:
@@ -240,8 +285,10 @@ def shown(number: int) -> str:
     return re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "figures.md").read_text(), re.S)[number]
 
 
-VERL = {"actor/entropy": 0.5, "critic/rewards/mean": 0.25, "response_length/mean": 812.5, "actor/grad_norm": 0.07, "actor/ppo_kl": 1e-4,
-        "actor/pg_loss": -0.01}  # fmt: skip
+VERL = {
+    "actor/entropy": 0.5, "critic/rewards/mean": 0.25, "response_length/mean": 812.5, "actor/grad_norm": 0.07,
+    "actor/ppo_kl": 1e-4, "actor/pg_loss": -0.01,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -261,9 +308,15 @@ def test_verl_file_logger(tmp_path, folder):
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     metrics, tests = load.metrics(tmp_path, "e", ["verl"]), load.evaluations(tmp_path, "e", ["verl"])
-    assert metrics["step"].tolist() == [1, 2] and metrics["entropy/mean"].tolist() == [0.5, 0.4] and metrics["seed"].tolist() == [0, 0]
     assert (
-        metrics["kl/old_k1"].tolist() == [1e-4] * 2 and metrics["length/mean"][0] == 812.5 and load.run(folder)["grad/norm"].max() == 0.07
+        metrics["step"].tolist() == [1, 2]
+        and metrics["entropy/mean"].tolist() == [0.5, 0.4]
+        and metrics["seed"].tolist() == [0, 0]
+    )
+    assert (
+        metrics["kl/old_k1"].tolist() == [1e-4] * 2
+        and metrics["length/mean"][0] == 812.5
+        and load.run(folder)["grad/norm"].max() == 0.07
     )
     assert tests[["step", "benchmark", "n", "k", "accuracy"]].to_numpy().tolist() == [
         [0, "aime24", 30, 32, 0.29],
@@ -277,12 +330,18 @@ def test_verl_console_logger(tmp_path, folder):
     )
     pairs = " - ".join(f"{key}:{value}" for key, value in VERL.items())
     (folder / "out.log").write_text(
-        "(TaskRunner pid=7) step:0 - val-core/aime24/acc/mean@32:0.29\nTraining Progress:  50%|##| 1/2 [00:49<1:53, 49.1s/it]\n"
-        f"\x1b[36m(TaskRunner pid=7)\x1b[0m step:1 - {pairs}\nthe last step:9 - so the answer:seven\n"  # of a response, and no log line
+        "(TaskRunner pid=7) step:0 - val-core/aime24/acc/mean@32:0.29\nTraining Progress:  50%|##| 1/2 [00:49<1:53,"
+        " 49.1s/it]\n"
+        # The last line is of a response, and no line of the log.
+        f"\x1b[36m(TaskRunner pid=7)\x1b[0m step:1 - {pairs}\nthe last step:9 - so the answer:seven\n"
         f"step:2 - {pairs.replace('0.5', 'np.float64(0.4)')}\n"
     )
     metrics = load.metrics(tmp_path, "e", ["verl"])
-    assert metrics["step"].tolist() == [1, 2] and metrics["entropy/mean"].tolist() == [0.5, 0.4] and metrics["kl/old_k1"][0] == 1e-4
+    assert (
+        metrics["step"].tolist() == [1, 2]
+        and metrics["entropy/mean"].tolist() == [0.5, 0.4]
+        and metrics["kl/old_k1"][0] == 1e-4
+    )
 
 
 def test_trl(tmp_path, folder):
@@ -310,7 +369,9 @@ def test_wandb_charts(tmp_path, folder):
     for name, column, values in (("entropy", "actor/entropy", "0.6 0.5"), ("reward", "critic/rewards/mean", "0.1 0.2")):
         run_ = f"gppo-7b - {column}"
         one, two = values.split()
-        (folder / f"{name}.csv").write_text(f'"Step","{run_}","{run_}__MIN","{run_}__MAX"\n1,{one},{one},{one}\n2,{two},{two},{two}\n')
+        (folder / f"{name}.csv").write_text(
+            f'"Step","{run_}","{run_}__MIN","{run_}__MAX"\n1,{one},{one},{one}\n2,{two},{two},{two}\n'
+        )
     metrics = load.metrics(tmp_path, "e", ["verl"])
     assert metrics["entropy/mean"].tolist() == [0.6, 0.5] and metrics["reward/mean"].tolist() == [0.1, 0.2]
 
@@ -320,7 +381,10 @@ def test_wandb_charts(tmp_path, folder):
     [
         ({"format": "verl-json"}, "unknown format 'verl-json'; did you mean 'verl-jsonl'?"),
         ({"file": "metric.jsonl"}, "no such file"),
-        ({"columns": {"entropy/mean": "actor/entrpy"}}, "metrics.jsonl has no 'actor/entrpy'; did you mean 'actor/entropy'?"),
+        (
+            {"columns": {"entropy/mean": "actor/entrpy"}},
+            "metrics.jsonl has no 'actor/entrpy'; did you mean 'actor/entropy'?",
+        ),
         ({"column": {}}, "unknown key 'column'; did you mean 'columns'?"),
         ({"columns": None}, "'columns' cannot be None"),
         ({"evaluations": {"aime24": "x"}}, "'k' is missing"),
@@ -328,7 +392,9 @@ def test_wandb_charts(tmp_path, folder):
     ],
 )
 def test_bad_column_maps(tmp_path, folder, change, part):
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": VERL}) + "\n" + json.dumps({"step": 2, "data": VERL}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "data": VERL}) + "\n" + json.dumps({"step": 2, "data": VERL}) + "\n"
+    )
     spec = {"format": "verl-jsonl", "file": "metrics.jsonl", "columns": {"entropy/mean": "actor/entropy"}} | change
     (folder / "foreign.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(load.Unreadable) as error:
@@ -342,7 +408,12 @@ def test_a_foreign_run_stands_beside_ours(tmp_path, folder):
     for seed in range(5):
         other = tmp_path / "e" / "verl" / f"seed{seed}"
         other.mkdir(exist_ok=True)
-        (other / "foreign.yaml").write_text("format: verl-jsonl\nfile: metrics.jsonl\ncolumns: {entropy/mean: actor/entropy}\n")
+        (other / "foreign.yaml").write_text(
+            "format: verl-jsonl\nfile: metrics.jsonl\ncolumns: {entropy/mean: actor/entropy}\n"
+        )
         rows = [{"step": i + 1, "data": {"actor/entropy": 0.6 + 0.01 * seed}} for i in range(12)]
         (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert claims.decide(tmp_path, claim("test: difference; arm: verl; than: grpo; expect: above", tmp_path)).verdict == "held"
+    assert (
+        claims.decide(tmp_path, claim("test: difference; arm: verl; than: grpo; expect: above", tmp_path)).verdict
+        == "held"
+    )

@@ -19,7 +19,9 @@ def test_later_layers_win_and_origins_are_kept(tiny, tmp_path):
     assert (loaded.steps, loaded.update.lr, loaded.group_size) == (7, 0.25, 4)
     assert loaded.loss == {"name": "cegppo", "beta1": 0.75, "beta2": 1.0, "eps_low": 0.2, "eps_high": 0.2}
     assert origin["steps"].endswith("more.yaml") and origin["group_size"].endswith("tiny.yaml")
-    assert origin["update.lr"] == origin["loss.beta1"] == "command line" and origin["loss.beta2"].endswith("method/cegppo.yaml")
+    assert origin["update.lr"] == origin["loss.beta1"] == "command line" and origin["loss.beta2"].endswith(
+        "method/cegppo.yaml"
+    )
 
 
 def test_the_experiment_file_beats_the_preset(tiny):
@@ -49,7 +51,10 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["updat.lr=1"], "command line: unknown key 'updat'; did you mean 'update'?"),
         (["update.lrr=1"], "command line: unknown key 'update.lrr'; did you mean 'update.lr'?"),
         (["loss.beta=1"], "command line: loss 'ppo_clip' has no knob 'loss.beta'"),
-        (["method=cegppo", "loss.beta=1"], "command line: loss 'cegppo' has no knob 'loss.beta'; did you mean 'loss.beta2'?"),
+        (
+            ["method=cegppo", "loss.beta=1"],
+            "command line: loss 'cegppo' has no knob 'loss.beta'; did you mean 'loss.beta2'?",
+        ),
         (["method=grop"], "unknown method 'grop'; did you mean 'grpo'?"),
         (["loss.name=ppo_clp"], "command line: unknown loss 'ppo_clp'; did you mean 'ppo_clip'?"),
         (["loss.eps_low=1.0"], "command line: loss.eps_low must be above 0 and below 1, not 1.0"),
@@ -62,7 +67,10 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["steps=many"], "command line: steps: Value 'many' of type 'str' could not be converted to Integer"),
         (["steps=0"], "command line: steps must be at least 1, not 0"),
         (["group_size=1"], "command line: group_size must be at least 2 with advantage.kind=group, not 1"),
-        (["updates_per_step=3"], "command line: updates_per_step must divide prompts_per_step × group_size = 16, not 3"),
+        (
+            ["updates_per_step=3"],
+            "command line: updates_per_step must divide prompts_per_step × group_size = 16, not 3",
+        ),
         (["update.aggregate=tokens"], "command line: update.aggregate: unknown value 'tokens'; did you mean 'token'?"),
         (["rollout.top_p=0"], "command line: rollout.top_p must be in (0, 1], not 0.0"),
         (["rollout.temperature=0"], "command line: rollout.temperature must be above 0, not 0.0"),
@@ -85,7 +93,10 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["loss.eps_low=[[0, true]]"], "loss.eps_low takes a float, not True"),
         (["rollout.prompts_per_round=8"], "command line: rollout.prompts_per_round needs rollout.drop_constant_groups"),
         (["model=testbd"], "command line: model=testbd: no experiments/model/testbd.yaml; did you mean 'testbed'?"),
-        (["eval.benchmarks=[{task: gcd, file: x}]"], "command line: eval.benchmarks: each source names either a task or a file"),
+        (
+            ["eval.benchmarks=[{task: gcd, file: x}]"],
+            "command line: eval.benchmarks: each source names either a task or a file",
+        ),
     ],
 )
 def test_bad_values(tiny, overrides, line):
@@ -118,7 +129,10 @@ def test_a_schedule_by_shares_is_one_by_steps(tiny):
     steps, _ = config.load(tiny, ["method=cegppo", "steps=50", "loss.beta1=[[0, 0.0], [29, 0.5]]"])
     longer, _ = config.load(tiny, ["method=cegppo", "steps=100", "loss.beta1=[[0, 0], [58%, 0.5]]"])
     assert shares.identity() == steps.identity() != longer.identity()
-    assert config.load(tiny, ["method=cegppo", "loss.beta1=[[0, 0.0], [29, 0.5]]", "steps=100"])[0].identity() == steps.identity()
+    assert (
+        config.load(tiny, ["method=cegppo", "loss.beta1=[[0, 0.0], [29, 0.5]]", "steps=100"])[0].identity()
+        == steps.identity()
+    )
 
 
 def test_a_named_model_and_its_keys_in_either_order(tiny):
@@ -132,7 +146,8 @@ PAPER = sorted((ROOT / "experiments" / "paper").glob("*.yaml"))
 
 
 def test_the_papers_experiments_say_what_the_paper_says():
-    """The settings of the text and what the released script adds; nothing else differs between the two, or between the sizes."""
+    """The settings of the text and what the released script adds; nothing else differs between
+    the two, or between the sizes."""
     assert [p.stem for p in PAPER] == ["1.5b_released", "1.5b_text", "7b_released", "7b_text"]
     loaded = {p.stem: config.load(p, ["method=cegppo", "loss.beta1=0.75"])[0] for p in PAPER}
     text = loaded["1.5b_text"]
@@ -141,7 +156,8 @@ def test_the_papers_experiments_say_what_the_paper_says():
     assert (text.update.kl_coef, text.update.entropy_coef, text.update.dual_clip, text.update.nll_coef) == (0, 0, 0, 0)
     differ = lambda a, b: {k for k in a.identity() if a.identity()[k] != b.identity().get(k)} - {"experiment"}
     added = {
-        "reward_values", "rollout.drop_constant_groups", "rollout.prompts_per_round", "update.warmup_steps", "update.weight_decay",
+        "reward_values", "rollout.drop_constant_groups", "rollout.prompts_per_round", "update.warmup_steps",
+        "update.weight_decay",
         "update.dual_clip", "update.nll_coef",
     }  # fmt: skip
     assert differ(text, loaded["1.5b_released"]) == differ(loaded["7b_text"], loaded["7b_released"]) == added
@@ -150,12 +166,17 @@ def test_the_papers_experiments_say_what_the_paper_says():
     assert (released.dual_clip, released.nll_coef, released.warmup_steps, released.weight_decay) == (10.0, 0.1, 10, 0.1)
 
 
-@pytest.mark.parametrize("path, method", [(PAPER[0], "cegppo"), (PAPER[3], "gspo")], ids=lambda v: getattr(v, "stem", v))
+@pytest.mark.parametrize(
+    "path, method", [(PAPER[0], "cegppo"), (PAPER[3], "gspo")], ids=lambda v: getattr(v, "stem", v)
+)
 def test_a_dry_run_of_the_papers_experiments(tmp_path, path, method):
-    """The same file on the embedded model, its batches made smaller: everything else is the experiment's own."""
+    """The same file on the embedded model, its batches made smaller: everything else is the
+    experiment's own."""
     small = ["steps=1", "prompts_per_step=8", "eval.size=2", "eval.k=2", "diagnostics.every=1"]
     small += ["rollout.prompts_per_round=16"] if "released" in path.stem else []
-    done = run("train", path, f"method={method}", "model=testbed", f"run_dir={tmp_path / 'run'}", "wandb.mode=disabled", *small)
+    done = run(
+        "train", path, f"method={method}", "model=testbed", f"run_dir={tmp_path / 'run'}", "wandb.mode=disabled", *small
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["updates"] >= 1
 
@@ -171,13 +192,18 @@ def test_long_values_do_not_make_long_folder_names(tiny):
 
 
 def run(*arguments, **options):
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), *map(str, arguments)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], capture_output=True, text=True, **options
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, part",
     [
-        (["train", "{tiny}", "data.train=[{{task: chain_sums}}]"], "unknown task 'chain_sums'; did you mean 'chain_sum'?"),
+        (
+            ["train", "{tiny}", "data.train=[{{task: chain_sums}}]"],
+            "unknown task 'chain_sums'; did you mean 'chain_sum'?",
+        ),
         (["train", "{tiny}", "data.train=[{{task: gcd, params: {{min_vale: 1}}}}]"], "min_vale"),
         (["train", "{tiny}", "data.train=[{{file: none.jsonl}}]"], "none.jsonl: no such file"),
         (["train", "{tiny}", "model.path=./nowhere"], "model.path=./nowhere: no such folder"),
@@ -187,7 +213,9 @@ def run(*arguments, **options):
 )
 def test_the_front_door_says_one_line_and_exits_2(tiny, tmp_path, arguments, part):
     done = run(
-        *[a.format(tiny=tiny) for a in arguments], *([f"run_dir={tmp_path / 'run'}"] if arguments[0] == "train" else []), cwd=tmp_path
+        *[a.format(tiny=tiny) for a in arguments],
+        *([f"run_dir={tmp_path / 'run'}"] if arguments[0] == "train" else []),
+        cwd=tmp_path,
     )
     assert done.returncode == 2, done.stderr
     assert part in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

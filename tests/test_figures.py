@@ -1,4 +1,5 @@
-"""Every figure, from a small made-up tree of runs: drawn without torch, the same twice over, and loud about what is missing."""
+"""Every figure, from a small made-up tree of runs: drawn without torch, the same twice over, and
+loud about what is missing."""
 
 import importlib.util
 import itertools
@@ -12,7 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fig_algorithms, fig_beta_map, fig_fig1, fig_fig2, fig_fig3, fig_fig5, fig_fig6, fig_law, ledger, load, style
+from analysis import (
+    fig_algorithms,
+    fig_beta_map,
+    fig_fig1,
+    fig_fig2,
+    fig_fig3,
+    fig_fig5,
+    fig_fig6,
+    fig_law,
+    ledger,
+    load,
+    style,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {"demo", "claims", "table1", "table2"}  # drawn in test_sweep.py, or tables
@@ -29,7 +42,16 @@ SWEEPS = {
     "one_side_random": list(fig_fig1.ARMS),
 }
 CLASSES = list(ledger.CLASSES)
-LINES = ["entropy/mean", "kl/old_k1", "kl/old_k3", "grad/norm", "clip/low", "clip/high", "grad/share_clip_low", "grad/share_clip_high"]
+LINES = [
+    "entropy/mean",
+    "kl/old_k1",
+    "kl/old_k3",
+    "grad/norm",
+    "clip/low",
+    "clip/high",
+    "grad/share_clip_low",
+    "grad/share_clip_high",
+]
 LINES += [f"{head}{key}" for head in ("clip/", "grad/share_") for key in CLASSES]
 LINES += [f"clip/prob_{side}_{q}" for side in ("low", "high") for q in ("q10", "q50", "q90")]
 ENTRIES = ["ledger/predicted", "ledger/logit", "dentropy/measured", "time/ledger"]
@@ -42,11 +64,18 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     rows = []
     for step in range(1, 7):
-        row = {"step": step, "updates": 4.0, "knob/beta1": 0.0 if step <= 3 else 0.5, **{key: float(rng.random()) for key in LINES}}
+        row = {
+            "step": step,
+            "updates": 4.0,
+            "knob/beta1": 0.0 if step <= 3 else 0.5,
+            **{key: float(rng.random()) for key in LINES},
+        }
         rows.append(row | ({key: float(rng.normal()) * 1e-5 for key in ENTRIES} if step % 2 == 0 else {}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluated = itertools.product((0, 3, 6), ("sums", "gcd"))
-    tests = [{"step": s, "benchmark": b, "n": 3, "k": 4, "correct": rng.integers(0, 5, 3).tolist()} for s, b in evaluated]
+    tests = [
+        {"step": s, "benchmark": b, "n": 3, "k": 4, "correct": rng.integers(0, 5, 3).tolist()} for s, b in evaluated
+    ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
     (folder / "config.yaml").write_text("loss:\n  name: ppo_clip\n  eps_low: 0.2\n  eps_high: 0.28\n")
 
@@ -60,13 +89,19 @@ def results(tmp_path_factory) -> Path:
     tokens = root / "algorithms" / "grpo" / "seed0" / "tokens"
     tokens.mkdir()
     for step in (5, 10):
-        record = {"step": step, "prob": rng.random(40), "ratio": np.exp(rng.normal(0, 0.2, 40)), "class": rng.choice(CLASSES, 40)}
+        record = {
+            "step": step,
+            "prob": rng.random(40),
+            "ratio": np.exp(rng.normal(0, 0.2, 40)),
+            "class": rng.choice(CLASSES, 40),
+        }
         pd.DataFrame(record | {"side": "inside"}).to_parquet(tokens / f"step{step:06}.parquet")
     paper = root / "paper"
     paper.mkdir()
     for file, (column, *_) in fig_fig2.PANELS.items():
         (paper / file).write_text(
-            f"source,method,step,{column}\n" + "".join(f"Figure 2,{m},{s},0.5\n" for m in fig_fig2.THEIRS for s in (0, 9))
+            f"source,method,step,{column}\n"
+            + "".join(f"Figure 2,{m},{s},0.5\n" for m in fig_fig2.THEIRS for s in (0, 9))
         )
     return root
 
@@ -79,7 +114,10 @@ def front_door():
 
 
 def test_every_figure_is_drawn_without_torch_and_alike_again(results):
-    block = "import sys, runpy; sys.modules['torch'] = None; sys.argv[0] = 'run.py'; runpy.run_path('run.py', run_name='__main__')"
+    block = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv[0] = 'run.py'; runpy.run_path('run.py',"
+        " run_name='__main__')"
+    )
     command = [sys.executable, "-c", block, "figures", "--results", str(results), "--only", *FIGURES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -126,9 +164,12 @@ def test_a_missing_metric_and_a_wrong_name_are_said(results, capsys):
 
 
 def test_the_law_by_hand():
-    """Points that lie on 0.9 − 0.2·exp(H) give it back, however runs are drawn; a shared run counts once."""
+    """Points that lie on 0.9 − 0.2·exp(H) give it back, however runs are drawn; a shared run
+    counts once."""
     entropy = np.linspace(0.2, 0.8, 12)
-    points = pd.DataFrame({"run": np.repeat(["a", "b", "c"], 4), "seed": 0, "step": np.tile([0, 1, 2, 3], 3), "entropy": entropy})
+    points = pd.DataFrame(
+        {"run": np.repeat(["a", "b", "c"], 4), "seed": 0, "step": np.tile([0, 1, 2, 3], 3), "entropy": entropy}
+    )
     points["accuracy"] = 0.9 - 0.2 * np.exp(entropy)
     assert fig_law.bootstrap(points) == pytest.approx(np.tile([0.2, 0.9], (2001, 1)))
     copy = points[points["run"] == "b"].assign(run="elsewhere")
@@ -153,7 +194,14 @@ def test_one_look_an_algorithm_that_reads_in_grey():
     assert style.look("beta_0_0")[1]["color"] == style.look("grpo")[1]["color"]  # the same gradient
     grey = lambda colour: float(np.dot(matplotlib.colors.to_rgb(colour), (0.299, 0.587, 0.114)))
     sides = [look for look, _ in fig_fig1.ARMS.values()]
-    for arms in (fig_algorithms.ARMS, fig_fig3.ARMS, fig_fig5.ARMS, list(fig_fig6.ARMS.values()), sides, SWEEPS["clip_sides"]):
+    for arms in (
+        fig_algorithms.ARMS,
+        fig_fig3.ARMS,
+        fig_fig5.ARMS,
+        list(fig_fig6.ARMS.values()),
+        sides,
+        SWEEPS["clip_sides"],
+    ):
         for a, b in itertools.combinations([style.look(arm)[1] for arm in arms], 2):
             assert a["linestyle"] != b["linestyle"] or abs(grey(a["color"]) - grey(b["color"])) > 0.15, (a, b)
     fills = [(grey(fill["facecolor"]), fill["hatch"]) for fill in style.CLASSES.values()]

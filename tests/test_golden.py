@@ -1,6 +1,8 @@
-"""The golden run: three steps of GRPO, CE-GPPO and PPO, every metric as it was when tests/golden/ was written.
+"""The golden run: three steps of GRPO, CE-GPPO and PPO, every metric as it was when tests/golden/
+was written.
 
-A change that only moves code leaves these numbers alone. One that is meant to change them writes the files anew and says why:
+A change that only moves code leaves these numbers alone. One that is meant to change them writes
+the files anew and says why:
 
     CEGPPO_GOLDEN=write python -m pytest tests/test_golden.py
 
@@ -18,10 +20,16 @@ from cegppo.train import Trainer
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 RELATIVE = 1e-6
-ROUNDING = ("mismatch/", "ledger/gradient_residual", "ledger/step_residual")  # what only rounding makes: small, and not the same everywhere
+ROUNDING = (
+    "mismatch/",
+    "ledger/gradient_residual",
+    "ledger/step_residual",
+)  # what only rounding makes: small, and not the same everywhere
 OVERRIDES = (
-    "steps=3", "updates_per_step=4", "prompts_per_step=6", "update.lr=5e-3", "update.kl_coef=0.01", "update.entropy_coef=0.001",
-    "update.nll_coef=0.1", "update.dual_clip=3", "update.weight_decay=0.01", "diagnostics.every=2", "diagnostics.probe=4", "critic.lr=1e-3",
+    "steps=3", "updates_per_step=4", "prompts_per_step=6", "update.lr=5e-3", "update.kl_coef=0.01",
+    "update.entropy_coef=0.001",
+    "update.nll_coef=0.1", "update.dual_clip=3", "update.weight_decay=0.01", "diagnostics.every=2",
+    "diagnostics.probe=4", "critic.lr=1e-3",
 )  # fmt: skip
 
 
@@ -49,5 +57,7 @@ def test_golden(tiny, method):
         assert old.keys() == new.keys(), step
         assert all(new[k] < 1e-5 for k in new if k.startswith(ROUNDING))
         held = [k for k in old if not k.startswith(ROUNDING)]
-        different = {k: (old[k], new[k]) for k in held if new[k] != pytest.approx(old[k], rel=RELATIVE, abs=1e-12, nan_ok=True)}
+        different = {
+            k: (old[k], new[k]) for k in held if new[k] != pytest.approx(old[k], rel=RELATIVE, abs=1e-12, nan_ok=True)
+        }
         assert not different, f"step {step}: {different}"

@@ -1,4 +1,5 @@
-"""Answers that need algebra, answers that attack the grader, and saved generations graded without a model."""
+"""Answers that need algebra, answers that attack the grader, and saved generations graded
+without a model."""
 
 import json
 import os
@@ -23,17 +24,25 @@ def rollout(text, answer, task=None, entry=None, finish="stop"):
 
 
 SAME = [
-    ("\\frac{1}{2}", "\\frac{2}{4}"), ("3\\sqrt{13}", "\\sqrt{117}"), ("x^2+2x+1", "(x+1)^2"), ("p - q", "-q+p"), ("y=2x+3", "2x+3"),
-    ("50\\%", "50"), ("50\\%", "0.5"), ("90^\\circ", "90"), ("10\\text{ cm}^2", "10"), ("42", "42 apples"), ("\\$18.90", "18.9"),
-    ("\\text{east}", "east"), ("\\text{(C)}", "C"), ("\\text{Yes}", "Yes."), ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, \\pi/2)"),
-    ("1,2", "2,1"), ("1,2", "\\{2, 1\\}"), ("1 \\pm \\sqrt{2}", "1-\\sqrt{2}, 1+\\sqrt{2}"), ("x \\in [-2,7]", "[-2,7]"),
+    ("\\frac{1}{2}", "\\frac{2}{4}"), ("3\\sqrt{13}", "\\sqrt{117}"), ("x^2+2x+1", "(x+1)^2"), ("p - q", "-q+p"),
+    ("y=2x+3", "2x+3"),
+    ("50\\%", "50"), ("50\\%", "0.5"), ("90^\\circ", "90"), ("10\\text{ cm}^2", "10"), ("42", "42 apples"),
+    ("\\$18.90", "18.9"),
+    ("\\text{east}", "east"), ("\\text{(C)}", "C"), ("\\text{Yes}", "Yes."),
+    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3, \\pi/2)"),
+    ("1,2", "2,1"), ("1,2", "\\{2, 1\\}"), ("1 \\pm \\sqrt{2}", "1-\\sqrt{2}, 1+\\sqrt{2}"),
+    ("x \\in [-2,7]", "[-2,7]"),
     ("(-\\infty,2)\\cup(3,\\infty)", "(3,\\infty)\\cup(-\\infty,2)"), ("\\frac{1}{3}", "0.333333"), ("6+9i", "9i+6"),
-    ("\\begin{pmatrix}1/2\\\\2\\end{pmatrix}", "\\begin{bmatrix}0.5\\\\2\\end{bmatrix}"), ("1\\frac{1}{2}", "\\frac{3}{2}"),
+    ("\\begin{pmatrix}1/2\\\\2\\end{pmatrix}", "\\begin{bmatrix}0.5\\\\2\\end{bmatrix}"),
+    ("1\\frac{1}{2}", "\\frac{3}{2}"),
 ]  # fmt: skip
 DIFFERENT = [
-    ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[1,2)", "[1,2]"), ("\\frac{1}{3}", "0.333"), ("\\pi", "3.14"), ("3", "3x"), ("3", "1,2,3"),
-    ("1,2,3", "3"), ("\\text{east}", "west"), ("\\text{(C)}", "D"), ("5", "\\text{five}"), ("42", "abc \\foo 42"), ("12", "1 2"),
-    ("42", "15 apples and 42 pears"), ("\\infty", "-\\infty"), ("0", "10^{-9}"), ("5", "???"), ("5", ""), ("x+1", "y+1"),
+    ("(1,2)", "(2,1)"), ("(1,2)", "[1,2]"), ("[1,2)", "[1,2]"), ("\\frac{1}{3}", "0.333"), ("\\pi", "3.14"),
+    ("3", "3x"), ("3", "1,2,3"),
+    ("1,2,3", "3"), ("\\text{east}", "west"), ("\\text{(C)}", "D"), ("5", "\\text{five}"), ("42", "abc \\foo 42"),
+    ("12", "1 2"),
+    ("42", "15 apples and 42 pears"), ("\\infty", "-\\infty"), ("0", "10^{-9}"), ("5", "???"), ("5", ""),
+    ("x+1", "y+1"),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}2\\\\1\\end{pmatrix}"),
 ]  # fmt: skip
 
@@ -47,17 +56,31 @@ def test_pairs_that_match_and_pairs_that_do_not():
 
 @pytest.mark.parametrize(
     "answer, reference, settled",
-    [("1,234", "1234", True), ("10,\\! 000", "10{,}000", True), ("\\dfrac{7}{2}", "3.5", True), ("-\\frac{7}{2}", "3.5", False),
-     ("12", "13", False), ("12", "1 2", None), ("1  2", "12", None), ("(1,234)", "(1234)", None), ("0.3333333", "1/3", None),
-     ("\\left(1, 2\\right)", "(1,2)", True), ("\\leftarrow", "arrow", None), ("$5$.", "5", True), ("", "5", False), ("x", "5", None)],
+    [("1,234", "1234", True), ("10,\\! 000", "10{,}000", True), ("\\dfrac{7}{2}", "3.5", True),
+    ("-\\frac{7}{2}", "3.5", False),
+     ("12", "13", False), ("12", "1 2", None), ("1  2", "12", None), ("(1,234)", "(1234)", None),
+     ("0.3333333", "1/3", None),
+     ("\\left(1, 2\\right)", "(1,2)", True), ("\\leftarrow", "arrow", None), ("$5$.", "5", True), ("", "5", False),
+     ("x", "5", None)],
 )  # fmt: skip
 def test_what_is_settled_without_sympy(answer, reference, settled):
     assert reward.quick(answer, reference) is settled
 
 
 def test_hostile_answers_cost_their_own_time_and_nothing_else():
-    hostile = ["10^{10^{10}}", "{" * 500_000 + "}" * 500_000, "\\sum_{k=1}^{10000000} \\frac{1}{k^2}", "\\gcd(2^{34359738368},3)"]
-    fair = [("\\frac{1}{2}", "\\frac{2}{4}"), ("x+1", "1+x"), ("x+1", "x+2"), ("\\sqrt{8}", "2\\sqrt{2}"), ("\\sqrt{8}", "4")]
+    hostile = [
+        "10^{10^{10}}",
+        "{" * 500_000 + "}" * 500_000,
+        "\\sum_{k=1}^{10000000} \\frac{1}{k^2}",
+        "\\gcd(2^{34359738368},3)",
+    ]
+    fair = [
+        ("\\frac{1}{2}", "\\frac{2}{4}"),
+        ("x+1", "1+x"),
+        ("x+1", "x+2"),
+        ("\\sqrt{8}", "2\\sqrt{2}"),
+        ("\\sqrt{8}", "4"),
+    ]
     pairs = [fair[0]]
     for bomb, pair in zip(hostile, fair[1:]):
         pairs += [("5", bomb), pair, ("5", bomb)]  # the second time is known from the first
@@ -70,12 +93,21 @@ def test_hostile_answers_cost_their_own_time_and_nothing_else():
 def test_an_allocation_over_the_limit_is_no_wrong_answer():
     """math-verify swallows the MemoryError; at once, so that the time limit has no part in it."""
     pool = grader.Pool(timeout=60.0, memory_mb=512, workers=1)
-    assert pool.grade([("5", "\\gcd(2^{34359738368},3)"), ("5", "\\gcd(4,3)"), ("1", "\\gcd(4,3)")]) == [None, False, True]
+    assert pool.grade([("5", "\\gcd(2^{34359738368},3)"), ("5", "\\gcd(4,3)"), ("1", "\\gcd(4,3)")]) == [
+        None,
+        False,
+        True,
+    ]
     assert len(pool.started) == 1  # the nurse outlives her children
 
 
 def test_an_unreadable_reference_is_an_error_and_an_equal_text_is_not():
-    r = [rollout("\\boxed{5}", "???"), rollout("\\boxed{???}", "? ??"), rollout("none", "???"), rollout("on", "5", finish="length")]
+    r = [
+        rollout("\\boxed{5}", "???"),
+        rollout("\\boxed{???}", "? ??"),
+        rollout("none", "???"),
+        rollout("on", "5", finish="length"),
+    ]
     assert reward.verdicts(r, LIMITS) == [Verdict.GRADER_ERROR, Verdict.CORRECT, Verdict.NO_ANSWER, Verdict.TRUNCATED]
 
 
@@ -115,8 +147,8 @@ def test_killed_workers_are_replaced_and_die_with_their_parent():
 
 def test_workers_die_when_the_asking_process_is_killed():
     code = (
-        "from cegppo import grader; p = grader.Pool(2.0, 512, 1); p.grade([('1', 'x')]); print(p.started[0], flush=True); "
-        "p.grade([('1', '10^{10^{10}}')] * 1000)"
+        "from cegppo import grader; p = grader.Pool(2.0, 512, 1); p.grade([('1', 'x')]); print(p.started[0],"
+        " flush=True); p.grade([('1', '10^{10^{10}}')] * 1000)"
     )
     asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     nurse = int(asking.stdout.readline())
@@ -141,7 +173,8 @@ from cegppo.types import Prompt, Rollout
 entry = {"question": "2 + 3 =", "answer": "5", "metadata": {}}
 made = [Rollout(Prompt("s", "s", "q", (), "5", t, e), 0, (), (), "stop", f"\\\\boxed{{{a}}}")
         for t, e in (("chain_sum", entry), (None, {})) for a in ("5", "6", "5.0", "")]
-print([v.value for v in reward.verdicts(made)], grader._pool.cache_info().currsize, [m for m in ("math_verify",) if m in sys.modules])
+found = [v.value for v in reward.verdicts(made)]
+print(found, grader._pool.cache_info().currsize, [m for m in ("math_verify",) if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == str(["correct", "wrong", "correct", "wrong"] * 2) + " 0 []"
@@ -155,14 +188,18 @@ def test_a_worker_that_cannot_start_is_said_and_not_counted(monkeypatch):
 
 def test_final_answer_is_linear():
     start = time.monotonic()
-    assert reward.final_answer("\\boxed{" * 200_000) is None and reward.final_answer("\\boxed{7}" + "\\boxed{" * 200_000) == "7"
+    assert (
+        reward.final_answer("\\boxed{" * 200_000) is None
+        and reward.final_answer("\\boxed{7}" + "\\boxed{" * 200_000) == "7"
+    )
     assert reward.quick("." * 1_000_000 + "x", "5") is None and reward.quick("1" + " " * 1_000_000 + "2", "12") is None
     assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
     "override, part",
-    [("grader.timeout=0", "grader.timeout must be above 0"), ("grader.memory_mb=10", "grader.memory_mb must be at least 256"),
+    [("grader.timeout=0", "grader.timeout must be above 0"),
+    ("grader.memory_mb=10", "grader.memory_mb must be at least 256"),
      ("grader.workers=-1", "grader.workers must be at least 0"), ("grader.time=1", "did you mean 'grader.timeout'?")],
 )  # fmt: skip
 def test_limits_are_checked(override, part):
@@ -170,7 +207,7 @@ def test_limits_are_checked(override, part):
         config.of_overrides([override])
 
 
-# ---------------------------------------------------------------------------------------------------- saved generations
+# --------------------------------------------------------------------------------------------------
 
 
 def test_votes_are_counted_over_answers_written_alike():
@@ -181,13 +218,19 @@ def test_votes_are_counted_over_answers_written_alike():
 
 
 def front_door(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), "eval", *map(str, arguments)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "eval", *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def test_eval_completions(tmp_path):
     file = tmp_path / "saved.jsonl"
     rows = [
-        {"id": "a", "answer": "\\frac{1}{2}", "completions": ["\\boxed{0.5}", "\\boxed{\\sin(\\pi/6)}", "\\boxed{3}", "I think 0.5"]},
+        {
+            "id": "a",
+            "answer": "\\frac{1}{2}",
+            "completions": ["\\boxed{0.5}", "\\boxed{\\sin(\\pi/6)}", "\\boxed{3}", "I think 0.5"],
+        },
         {"id": 7, "answer": 12, "completions": ["\\boxed{12}", "\\boxed{10^{10^{10}}}", "\\boxed{11}"]},
     ]
     file.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
@@ -199,26 +242,37 @@ def test_eval_completions(tmp_path):
         {"id": 7, "n": 3, "correct": 1, "verdicts": ["correct", "grader_error", "wrong"]},
     ]
     assert "avg@k" in done.stdout and "maj@k" in done.stdout and "0.417" in done.stdout  # (2/4 + 1/3) / 2
-    assert "correct 3, wrong 2, no_answer 1, truncated 0, grader_error 1" in done.stdout and "3 to 4 completions" in done.stdout
+    assert (
+        "correct 3, wrong 2, no_answer 1, truncated 0, grader_error 1" in done.stdout
+        and "3 to 4 completions" in done.stdout
+    )
 
 
 def test_summary_with_differing_counts():
-    problems = [completions.Problem(1, "1", ["\\boxed{1}", "\\boxed{2}", "\\boxed{1}"]), completions.Problem(2, "1", ["\\boxed{1}", "x"])]
+    problems = [
+        completions.Problem(1, "1", ["\\boxed{1}", "\\boxed{2}", "\\boxed{1}"]),
+        completions.Problem(2, "1", ["\\boxed{1}", "x"]),
+    ]
     row, values = completions.summary("name", problems, completions.grade(problems, LIMITS))
     assert (row["n"], row["k"], row["avg@2"]) == (2, 2, pytest.approx((2 / 3 + 1 / 2) / 2))
-    assert values["avg@2"].tolist() == pytest.approx([2 / 3, 1 / 2]) and values["maj@2"].tolist() == [0.5, 1.0]  # a tie; one vote
+    assert values["avg@2"].tolist() == pytest.approx([2 / 3, 1 / 2]) and values["maj@2"].tolist() == [
+        0.5,
+        1.0,
+    ]  # a tie; one vote
     assert row["pass@1"] == pytest.approx(row["avg@2"]) and row["pass@2"] == 1.0 and row["maj@2"] == 0.75
 
 
 @pytest.mark.parametrize(
     "text, part",
     [
-        ("{", "line 1 is not JSON"), ("\n[1]", "line 2 is not an object"), ('{"id": 1, "answer": "2"}', "line 1 lacks 'completions'"),
+        ("{", "line 1 is not JSON"), ("\n[1]", "line 2 is not an object"),
+        ('{"id": 1, "answer": "2"}', "line 1 lacks 'completions'"),
         ('{"id": null, "answer": "2", "completions": ["a"]}', "line 1: 'id' takes a string or an integer, not null"),
         ('{"id": 1, "answer": [2], "completions": ["a"]}', "line 1: 'answer' takes a string or a number, not [2]"),
         ('{"id": 1, "answer": "2", "completions": "a"}', "line 1: 'completions' takes a list of at least one text"),
         ('{"id": 1, "answer": "2", "completions": []}', "line 1: 'completions' takes a list of at least one text"),
-        ('{"id": 1, "answer": "2", "completions": ["a"]}\n' * 2, "line 2: 'id' 1 is that of line 1 too"), ("\n", "holds no problems"),
+        ('{"id": 1, "answer": "2", "completions": ["a"]}\n' * 2, "line 2: 'id' 1 is that of line 1 too"),
+        ("\n", "holds no problems"),
     ],
 )  # fmt: skip
 def test_bad_completions(tmp_path, text, part):
@@ -231,15 +285,24 @@ def test_bad_completions(tmp_path, text, part):
 
 @pytest.mark.parametrize(
     "arguments, part",
-    [(["results/x", "--completions", "f.jsonl"], "stands for a run or an experiment"), (["--completions", "no.jsonl"], "no.jsonl: No such"),
+    [(["results/x", "--completions", "f.jsonl"], "stands for a run or an experiment"),
+    (["--completions", "no.jsonl"], "no.jsonl: No such"),
      (["--completions", "f.jsonl", "eval.k=3"], "takes grader.* keys only"), ([], "name a run's folder"),
      (["--checkpoint", "best", "results/nowhere"], "results/nowhere: no such folder")],
 )  # fmt: skip
 def test_eval_says_what_it_takes(arguments, part):
     done = front_door(*arguments)
-    assert done.returncode == 2 and part in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and part in done.stderr
+        and done.stderr.startswith("error: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_grading_saved_texts_needs_no_torch():
     code = "import sys; from cegppo import completions, config, screen; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        == "False\n"
+    )

@@ -1,4 +1,5 @@
-"""The blockwise head against the plain way in float64: values, gradients, extreme logits, repeated backward passes, memory."""
+"""The blockwise head against the plain way in float64: values, gradients, extreme logits,
+repeated backward passes, memory."""
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ def width(request, monkeypatch):
     monkeypatch.setattr("cegppo.head.BLOCK_VOCABULARY", {"cpu": request.param, "cuda": request.param})
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
 @pytest.mark.parametrize("scale", [0.5, 3.0, 12.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_equals_the_plain_way_in_float64(dtype, bound, scale, temperature, width):
@@ -69,7 +72,8 @@ def test_by_hand():
 
 
 def test_extreme_logits(width):
-    """A certain token, an impossible one, a forbidden one (bias −∞), logits of 10⁴ and rows that change their maximum in each block."""
+    """A certain token, an impossible one, a forbidden one (bias −∞), logits of 10⁴ and rows that
+    change their maximum in each block."""
     hidden, weight, bias, token = inputs(torch.float32, scale=3000.0)
     with torch.no_grad():
         bias[::7] = -1e6  # the plain way's entropy has no gradient (nan) at −∞ itself
@@ -113,7 +117,9 @@ def test_uniform_and_certain():
 @pytest.mark.parametrize("asks", ["hidden", "weight", "neither"])
 def test_only_what_asks_gets_a_gradient(asks):
     hidden, weight, bias, token = inputs(torch.float32)
-    hidden, weight, bias = (v.detach().requires_grad_(name == asks) for name, v in dict(hidden=hidden, weight=weight, bias=bias).items())
+    hidden, weight, bias = (
+        v.detach().requires_grad_(name == asks) for name, v in dict(hidden=hidden, weight=weight, bias=bias).items()
+    )
     s = head_statistics(hidden, weight, token, bias, most_bytes=BLOCK)
     assert not s.entropy_N.requires_grad and not s.sum_p2_N.requires_grad
     assert s.logprob_N.requires_grad == (asks != "neither")
@@ -123,7 +129,8 @@ def test_only_what_asks_gets_a_gradient(asks):
 
 
 def test_tied_embeddings_and_repeated_backward():
-    """One weight used as embedding and as head; gradients taken cell by cell, as the ledger does, add up to the whole."""
+    """One weight used as embedding and as head; gradients taken cell by cell, as the ledger
+    does, add up to the whole."""
     *_, token = inputs()
     weight = inputs()[1]
     parts, plain = [], None

@@ -13,7 +13,8 @@ from cegppo import config, losses
 ROOT = Path(__file__).resolve().parent.parent
 # A file may import only what stands above it.
 ORDER = (
-    "types", "parallel", "grader", "reward", "counts", "advantage", "losses", "entropy", "config", "record", "data", "head", "policy",
+    "types", "parallel", "grader", "reward", "counts", "advantage", "losses", "entropy", "config", "record", "data",
+    "head", "policy",
     "memory", "ledger", "testbed", "rollout", "evaluate", "completions", "train", "launch", "sweep", "search", "screen",
 )  # fmt: skip
 
@@ -46,7 +47,9 @@ def imported_rooms(path: Path) -> set[str]:
     return found & set(ORDER)
 
 
-@pytest.mark.parametrize("path", [p for p in sorted((ROOT / "cegppo").rglob("*.py")) if p.name != "__init__.py"], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for p in sorted((ROOT / "cegppo").rglob("*.py")) if p.name != "__init__.py"], ids=str
+)
 def test_import_order(path):
     assert room(path) in ORDER, f"{path} has no place in the order"
     allowed = set(ORDER[: ORDER.index(room(path))])
@@ -87,7 +90,9 @@ def test_every_loss_has_a_method():
 def test_the_pins_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
-    pip = next(d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict))
+    pip = next(
+        d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict)
+    )
     assert set(pip) == wanted
     for line in (ROOT / "Makefile").read_text().splitlines():
         if "pip install" in line:
@@ -107,7 +112,13 @@ def test_every_metric_of_a_run_is_in_the_glossary(tiny, tmp_path):
         head, brace, rest = entry.partition("{")
         options, _, tail = rest.partition("}")
         known |= {head + option + tail for option in options.split(",")} if brace else {entry}
-    extra = ["update.kl_coef=0.01", "update.entropy_coef=0.001", "update.nll_coef=0.1", "update.dual_clip=3", "update.correction=mask"]
+    extra = [
+        "update.kl_coef=0.01",
+        "update.entropy_coef=0.001",
+        "update.nll_coef=0.1",
+        "update.dual_clip=3",
+        "update.correction=mask",
+    ]
     for method in ("cegppo", "ppo"):
         loaded, _ = config.load(tiny, [f"method={method}", f"run_dir={tmp_path / method}", *extra])
         train(loaded, Silent())

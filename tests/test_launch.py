@@ -1,4 +1,5 @@
-"""Launchers with plain commands, a sweep on a local Ray, take-overs and searches on the tiny model."""
+"""Launchers with plain commands, a sweep on a local Ray, take-overs and searches on the tiny
+model."""
 
 import json
 import shutil
@@ -79,7 +80,9 @@ def test_each_slot_has_its_own_gpus(tmp_path, monkeypatch):
 def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatch):
     """Two ranks on the CPU stand for two GPUs, which is all that differs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    (tmp_path / "two.yaml").write_text(SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", ""))
+    (tmp_path / "two.yaml").write_text(
+        SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
+    )
     described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=1"])
     loaded = sweep.grid(described)
     assert sweep.run_all(loaded, sweep.Grid(loaded), lambda states: None) == (0, []), sweep.error_of(loaded.runs[0])
@@ -89,7 +92,9 @@ def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatc
 def test_an_interrupted_run_of_several_gpus_is_stopped_and_not_failed(tiny, tmp_path, monkeypatch):
     """torchrun exits with 1 after Ctrl-C; what its ranks recorded counts."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    (tmp_path / "two.yaml").write_text(SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", ""))
+    (tmp_path / "two.yaml").write_text(
+        SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
+    )
     described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=400"])
     loaded = sweep.grid(described)
     (run_,) = loaded.runs
@@ -147,14 +152,19 @@ def test_arms_that_start_from_other_weights_are_refused(tiny, tmp_path, monkeypa
     described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}"])
     done, missing = sweep.grid(described).runs
     done.folder.mkdir(parents=True)
-    (done.folder / "meta.json").write_text(json.dumps({"status": "finished", "steps": 2, "start_weights": "of another machine"}))
+    (done.folder / "meta.json").write_text(
+        json.dumps({"status": "finished", "steps": 2, "start_weights": "of another machine"})
+    )
     loaded = described.sweep([done, missing])
     assert [r.finished() for r in loaded.runs] == [True, False]
     sweep.Grid(loaded)  # a model of the user's own is the same file everywhere
     done.config.model.path = "testbed"
     monkeypatch.setattr(sweep.testbed, "base_model", lambda: tiny.parent)
     monkeypatch.setattr(sweep.testbed, "weights_digest", lambda folder: "of this machine")
-    with pytest.raises(BadInput, match="started from other base weights than this machine makes, so cegppo seed 0 could not be compared"):
+    with pytest.raises(
+        BadInput,
+        match="started from other base weights than this machine makes, so cegppo seed 0 could not be compared",
+    ):
         sweep.Grid(loaded)
 
 
@@ -171,7 +181,8 @@ objective: {metric: knob, direction: maximize, window: 1}
 
 
 class Played:
-    """Stands where processes would: writes the metrics of a run whose reward is beta1, step by step."""
+    """Stands where processes would: writes the metrics of a run whose reward is beta1, step by
+    step."""
 
     def __init__(self):
         self.started, self.interrupted = [], []
@@ -202,7 +213,8 @@ class PlayedJob:
 
 
 def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, tmp_path, monkeypatch):
-    """The objective is beta1 itself: every value is known, so which trials must be pruned is too."""
+    """The objective is beta1 itself: every value is known, so which trials must be pruned is
+    too."""
     (tmp_path / "seek.yaml").write_text(SEARCH.replace("trials: 6", "trials: 12"))
     played = Played()
     monkeypatch.setattr(sweep.launch, "launcher", lambda *_: played)
@@ -231,8 +243,11 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
 
 
 def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, monkeypatch, capfd):
-    """Four updates a step do not divide one group of three; each value by itself is good. And nobody else may search there meanwhile."""
-    text = SEARCH.replace("updates_per_step: [1, 2]", "group_size: [4, 3], prompts_per_step: [4, 1], updates_per_step: [4, 1]")
+    """Four updates a step do not divide one group of three; each value by itself is good. And
+    nobody else may search there meanwhile."""
+    text = SEARCH.replace(
+        "updates_per_step: [1, 2]", "group_size: [4, 3], prompts_per_step: [4, 1], updates_per_step: [4, 1]"
+    )
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 16"))
     monkeypatch.setattr(sweep.launch, "launcher", lambda *_: Played())
     monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
@@ -260,7 +275,10 @@ def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
     rows = read_lines(tmp_path / "results" / "seek" / "trials.jsonl")
     assert [row["state"] for row in rows] == ["complete", "complete"] and "best of 2 complete trials" in done.stdout
     assert rows[0]["params"]["loss.beta1"] == begun.config.loss["beta1"]  # the same trial, not another
-    values = [read_lines(tmp_path / "results" / "seek" / "trial000" / f"seed{s}" / "metrics.jsonl")[-1]["reward/mean"] for s in (0, 1)]
+    values = [
+        read_lines(tmp_path / "results" / "seek" / "trial000" / f"seed{s}" / "metrics.jsonl")[-1]["reward/mean"]
+        for s in (0, 1)
+    ]
     assert rows[0]["value"] == pytest.approx(sum(values) / 2)
 
 
@@ -271,8 +289,14 @@ def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
         (("metric: knob", "metrics: knob"), "unknown key 'objective.metrics'; did you mean 'objective.metric'?"),
         (("high: 1.0}", "high: -1.0}"), "space: 'loss.beta1' takes a list of values or"),
         (("high: 1.0}", "high: true}"), "space: 'loss.beta1' takes a list of values or"),
-        (("{low: 0.0, high: 1.0}", "{low: 0, high: 1.0e-3, log: true}"), "space: 'loss.beta1' takes a list of values or"),
-        (("loss.beta1: {low: 0.0, high: 1.0}", "update.beta1: {low: 0.9, high: 30}"), "update.beta1 must be in [0, 1), not 30"),
+        (
+            ("{low: 0.0, high: 1.0}", "{low: 0, high: 1.0e-3, log: true}"),
+            "space: 'loss.beta1' takes a list of values or",
+        ),
+        (
+            ("loss.beta1: {low: 0.0, high: 1.0}", "update.beta1: {low: 0.9, high: 30}"),
+            "update.beta1 must be in [0, 1), not 30",
+        ),
         (("search: random", "search: random\narms: {a: {method: grpo}}"), "'arms' is of a grid, and this is none"),
         (("loss.beta1", "loss.beta"), "has no knob 'loss.beta'"),
         (("direction: maximize", "direction: up"), "objective.direction is maximize or minimize"),
@@ -287,7 +311,8 @@ def test_bad_searches(tiny, tmp_path, change, part):
 
 
 def test_a_wandb_agent_runs_what_the_example_sweep_says(tiny, tmp_path, monkeypatch):
-    """The real agent and its real expansion of the command, with a hand-written order where its server's would arrive."""
+    """The real agent and its real expansion of the command, with a hand-written order where its
+    server's would arrive."""
     import yaml
     from wandb.wandb_agent import Agent
 
@@ -305,7 +330,9 @@ def test_a_wandb_agent_runs_what_the_example_sweep_says(tiny, tmp_path, monkeypa
     agent = Agent(api=None, queue=None, sweep_id="s1")
     agent._sweep_command = orders
     given = {"loss.beta1": 0.25, "loss.beta2": 1.25, "seed": 2, "steps": 1, "results": str(tmp_path / "results")}
-    agent._command_run({"run_id": "order1", "program": written["program"], "args": {k: {"value": v} for k, v in given.items()}})
+    agent._command_run(
+        {"run_id": "order1", "program": written["program"], "args": {k: {"value": v} for k, v in given.items()}}
+    )
     assert agent._run_processes["order1"].wait() == 0
     (folder,) = (tmp_path / "results" / "wandb_beta").glob("*/seed2")
     assert folder.parent.name == "cegppo,loss.beta1=0.25,loss.beta2=1.25"

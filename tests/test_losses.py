@@ -1,4 +1,5 @@
-"""Every loss file, on value and gradient, in float64: six cells, both boundaries, and a ratio that underflows."""
+"""Every loss file, on value and gradient, in float64: six cells, both boundaries, and a ratio
+that underflows."""
 
 import dataclasses
 
@@ -9,7 +10,8 @@ from cegppo import losses
 from cegppo.types import TokenBatch
 
 EPS = 0.25  # 1 ± 0.25 and their ratios are exact in binary
-# (advantage, ratio): {A > 0, A < 0, A = 0} × {below, at the lower bound, inside, at the upper bound, above}
+# (advantage, ratio): {A > 0, A < 0, A = 0} × {below, at the lower bound, inside, at the upper
+# bound, above}
 CELLS = [(a, r) for a in (1.5, -0.5, 0.0) for r in (0.5, 0.75, 1.0, 1.25, 2.0)]
 
 
@@ -38,7 +40,8 @@ def weights(name, x, **knobs):
 
 
 def exact_eps(x):
-    """ε of each side so that the bound is bit for bit the ratio the loss will compute at the boundary cells."""
+    """ε of each side so that the bound is bit for bit the ratio the loss will compute at the
+    boundary cells."""
     ratio = x.ratio_BT.detach()[0]
     return dict(eps_low=float(1 - ratio[1]), eps_high=float(ratio[3] - 1))
 
@@ -107,12 +110,17 @@ def rows(advantage_B, ratio_BT, mask_BT=None):
     mask_BT = torch.ones_like(ratio_BT) if mask_BT is None else torch.tensor(mask_BT, dtype=torch.float64)
     old_BT = logprob_BT.detach() - ratio_BT.log()
     return TokenBatch(
-        logprob_BT, old_BT, torch.tensor(advantage_B, dtype=torch.float64)[:, None] * mask_BT, mask_BT, torch.ones_like(mask_BT)
+        logprob_BT,
+        old_BT,
+        torch.tensor(advantage_B, dtype=torch.float64)[:, None] * mask_BT,
+        mask_BT,
+        torch.ones_like(mask_BT),
     )
 
 
 def test_gspo_by_hand():
-    """Geometric means: √(2·2)=2 above, √(0.5·0.5)=0.5 below, √(2·0.5)=1 inside; each with both signs of A; a padded token apart."""
+    """Geometric means: √(2·2)=2 above, √(0.5·0.5)=0.5 below, √(2·0.5)=1 inside; each with both
+    signs of A; a padded token apart."""
     above, below, inside = [2.0, 2.0, 9.0], [0.5, 0.5, 9.0], [2.0, 0.5, 9.0]
     x = rows([1.5, -0.5, 1.5, -0.5, 1.5, -0.5], [above, above, below, below, inside, inside], [[1.0, 1.0, 0.0]] * 6)
     module = losses.load("gspo")
@@ -126,7 +134,8 @@ def test_gspo_by_hand():
 
 
 def test_gspo_has_the_gradient_of_its_sequence_objective():
-    """Mean over rows of min(s A, clip(s) A) with s = exp(mean log r), differentiated as written in the paper."""
+    """Mean over rows of min(s A, clip(s) A) with s = exp(mean log r), differentiated as written
+    in the paper."""
     torch.manual_seed(0)
     x = rows(torch.randn(64).tolist(), (0.6 + torch.rand(64, 7)).tolist())
     module, p = losses.load("gspo"), losses.load("gspo").Params(seq_eps_low=0.05, seq_eps_high=0.08)

@@ -1,4 +1,5 @@
-"""The switches of docs/memory.md on a CPU: what they save, and that none of them changes a gradient."""
+"""The switches of docs/memory.md on a CPU: what they save, and that none of them changes a
+gradient."""
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def apart(ours, theirs) -> float:
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
-# bf16 is of the whole noisy network, values at half the bound; that of the head alone is in test_head.py.
+# bf16 is of the whole noisy network, values at half the bound; that of the head alone is in
+# test_head.py.
 SWITCHES = {
     "checkpointing": (dict(checkpointing=True), 1e-5),
     "packing": (dict(packing="always"), 1e-5),
@@ -60,7 +62,10 @@ SWITCHES = {
 @pytest.mark.parametrize("name", SWITCHES)
 def test_no_switch_changes_a_gradient(tiny, tiny_model, name, blocks):
     kwargs, bound = SWITCHES[name]
-    plain, other = Policy.load(tiny_model, "cpu", temperature=0.9), Policy.load(tiny_model, "cpu", temperature=0.9, **kwargs)
+    plain, other = (
+        Policy.load(tiny_model, "cpu", temperature=0.9),
+        Policy.load(tiny_model, "cpu", temperature=0.9, **kwargs),
+    )
     other.head_chunk = 0 if blocks else other.head_chunk  # nothing fits: always in blocks
     x, y = batch(plain), batch(other)
     for field in ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT"):
@@ -83,7 +88,8 @@ def test_packed_sequences_do_not_see_each_other(tiny_model):
 
 
 def test_micro_batches_keep_the_budget(tiny_model):
-    """Rows of 8, 9, 2, 15 and 10 tokens in sorted order; budget 20. Padded: 2+8 as 2 × 8, then 9+10 as 2 × 10, then 15. Packed: 2+8+9."""
+    """Rows of 8, 9, 2, 15 and 10 tokens in sorted order; budget 20. Padded: 2+8 as 2 × 8, then
+    9+10 as 2 × 10, then 15. Packed: 2+8+9."""
     p = Policy.load(tiny_model, "cpu", micro_batch_tokens=20)
     x = batch(p)
     rows = lambda: [index.tolist() for index, _ in p.micro_batches(x)]
@@ -111,7 +117,10 @@ def _saved(decoder, ids) -> int:
     def pack(value):
         storage = value.untyped_storage()
         if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = (storage.nbytes(), value)  # the value is kept so that its address is not used again
+            seen[storage.data_ptr()] = (
+                storage.nbytes(),
+                value,
+            )  # the value is kept so that its address is not used again
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), checkpointed(decoder):
@@ -123,7 +132,12 @@ def _saved(decoder, ids) -> int:
 @pytest.mark.parametrize(("width", "inner", "layers"), [(64, 96, 4), (64, 384, 2), (128, 384, 3)])
 def test_the_estimate_of_activations_is_about_right(width, inner, layers):
     c = Qwen2Config(
-        vocab_size=50, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=50,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     model = Qwen2ForCausalLM(c).eval()
     measured = _saved(model.model, torch.randint(50, (1, 256))) / 256
@@ -144,10 +158,16 @@ def test_the_estimate_by_hand(tiny):
     assert made["weights"] == made["gradients"] == 4 * count and made["optimizer"] == 8 * count
     assert made["activations"] == 16384 * memory.activation_bytes(c, "float32", False)
     narrow = loaded(
-        tiny, "model.dtype=bfloat16", "model.gradient_checkpointing=true", "update.offload_optimizer=true", "update.kl_coef=0.1"
+        tiny,
+        "model.dtype=bfloat16",
+        "model.gradient_checkpointing=true",
+        "update.offload_optimizer=true",
+        "update.kl_coef=0.1",
     )
     less = memory.estimate(narrow, model, "cuda", shards=2)
-    assert less["optimizer"] == 0 and less["bf16 weights"] == count and less["reference"] == less["weights"] == 2 * count
+    assert (
+        less["optimizer"] == 0 and less["bf16 weights"] == count and less["reference"] == less["weights"] == 2 * count
+    )
     assert less["activations"] < made["activations"] / 10
     assert memory.estimate(narrow, model, "cpu")["optimizer"] == 8 * count, "on a CPU there is nowhere else"
 
@@ -163,7 +183,8 @@ def test_what_cannot_fit_is_refused_with_numbers(tiny):
 
 
 def test_offloaded_moments_make_the_same_steps(tiny, tmp_path):
-    """Bit for bit, and through a checkpoint; with weight decay, and a parameter that has no gradient."""
+    """Bit for bit, and through a checkpoint; with weight decay, and a parameter that has no
+    gradient."""
     from cegppo.train import load_optimizer, optimizer_tensors, save_tensors
 
     torch.manual_seed(0)
@@ -186,9 +207,21 @@ def test_offloaded_moments_make_the_same_steps(tiny, tmp_path):
 
 
 def test_a_run_with_every_switch(tiny, tmp_path):
-    """The same step as the plain run, its books included (the ledger takes several backward passes); in bf16 they still close."""
-    plain = ("update.micro_batch_tokens=64", "steps=1", "diagnostics.every=1", "diagnostics.probe=8", "update.entropy_coef=0.01")
-    switches = ("model.packing=always", "model.gradient_checkpointing=true", "update.offload_optimizer=true", "model.head_chunk=1")
+    """The same step as the plain run, its books included (the ledger takes several backward
+    passes); in bf16 they still close."""
+    plain = (
+        "update.micro_batch_tokens=64",
+        "steps=1",
+        "diagnostics.every=1",
+        "diagnostics.probe=8",
+        "update.entropy_coef=0.01",
+    )
+    switches = (
+        "model.packing=always",
+        "model.gradient_checkpointing=true",
+        "update.offload_optimizer=true",
+        "model.head_chunk=1",
+    )
     rows = {}
     for name, more in (("plain", ()), ("switches", switches), ("bfloat16", (*switches, "model.dtype=bfloat16"))):
         train(loaded(tiny, *plain, *more, f"run_dir={tmp_path / name}"), Silent())
@@ -219,7 +252,8 @@ def test_variable_length_attention_is_the_usual_one_for_the_sampler(tiny_model):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_variable_length_attention_hands_over_the_right_layout(monkeypatch, window):
-    """PyTorch's kernel runs on a GPU only; here one loop over sequences stands for it, by the layout that its documentation states."""
+    """PyTorch's kernel runs on a GPU only; here one loop over sequences stands for it, by the
+    layout that its documentation states."""
     queries, keys, size, lengths = 4, 2, 8, (5, 1, 7)
     edges = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
 
@@ -233,14 +267,28 @@ def test_variable_length_attention_hands_over_the_right_layout(monkeypatch, wind
             sees = (ago >= 0) & ((ago <= window_size[0]) if window_size[0] >= 0 else True)
             assert window_size[1] == 0
             rows = (t[a:b].transpose(0, 1).float() for t in (q, k, v))
-            made.append(torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=sees, scale=scale).transpose(0, 1))
+            made.append(
+                torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=sees, scale=scale).transpose(0, 1)
+            )
         return torch.cat(made)
 
     monkeypatch.setattr(policy, "varlen_attn", kernel)
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, sum(lengths), size, generator=g).bfloat16().float() for heads in (queries, keys, keys))
+    q, k, v = (
+        torch.randn(1, heads, sum(lengths), size, generator=g).bfloat16().float() for heads in (queries, keys, keys)
+    )
     made, _ = policy.variable_length_attention(
-        None, q, k, v, None, scaling=0.3, sliding_window=window, cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=7, max_length_k=7
+        None,
+        q,
+        k,
+        v,
+        None,
+        scaling=0.3,
+        sliding_window=window,
+        cu_seq_lens_q=edges,
+        cu_seq_lens_k=edges,
+        max_length_q=7,
+        max_length_k=7,
     )
     row = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
     ago = torch.arange(sum(lengths))[:, None] - torch.arange(sum(lengths))

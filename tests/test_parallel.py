@@ -1,4 +1,5 @@
-"""torchrun with two processes (gloo, CPU) does what one process does; killed, stopped, and continued on another number of ranks."""
+"""torchrun with two processes (gloo, CPU) does what one process does; killed, stopped, and
+continued on another number of ranks."""
 
 import fcntl
 import json
@@ -26,7 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, arguments),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -86,7 +95,8 @@ def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
 
 
 def test_begun_on_one_rank_and_finished_on_two(tiny, tmp_path):
-    """With a critic and a KL reference; then its evaluation, and the gradient of a mini-batch however few rows it has."""
+    """With a critic and a KL reference; then its evaluation, and the gradient of a mini-batch
+    however few rows it has."""
     train(config.load(tiny, [*ranks.PPO, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
     train(config.load(tiny, [*ranks.PPO, "steps=2", f"run_dir={tmp_path / 'two'}"])[0], Silent())
     process = torchrun(ROOT / "tests" / "ranks.py", tiny, tmp_path / "two")

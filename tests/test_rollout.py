@@ -1,4 +1,5 @@
-"""The sampler: random streams of its own, the distribution it claims, and agreement with the trainer."""
+"""The sampler: random streams of its own, the distribution it claims, and agreement with the
+trainer."""
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def test_sampled_logprobs_agree_with_the_trainer(policy):
 
 
 def test_trainer_statistics_against_a_plain_forward_in_float64(policy):
-    """Log-probabilities, entropies and power sums of every response token, from the whole model's logits."""
+    """Log-probabilities, entropies and power sums of every response token, from the whole
+    model's logits."""
     import copy
 
     rollouts = HFSampler(policy, seed=0, max_tokens=16).sample(prompts(policy, TEXTS), 2, step=0)
@@ -95,7 +97,8 @@ def test_inverse_sampling_hits_every_token_in_proportion():
 
 
 @pytest.mark.parametrize(
-    "top_p, top_k, kept", [(1.0, 2, [1, 3]), (0.5, 0, [3]), (0.8, 0, [1, 3]), (0.95, 3, [1, 2, 3]), (0.6, 2, [3]), (1.0, 9, [0, 1, 2, 3])]
+    "top_p, top_k, kept",
+    [(1.0, 2, [1, 3]), (0.5, 0, [3]), (0.8, 0, [1, 3]), (0.95, 3, [1, 2, 3]), (0.6, 2, [3]), (1.0, 9, [0, 1, 2, 3])],
 )
 def test_top_k_and_top_p_keep_the_smallest_sufficient_set(top_p, top_k, kept):
     p = torch.tensor([0.05, 0.25, 0.1, 0.6])

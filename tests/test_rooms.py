@@ -13,7 +13,7 @@ from cegppo.config import Source
 from cegppo.data import Problems, PromptStream, benchmarks
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
-# ---------------------------------------------------------------------------------------------------- reward
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,19 @@ def test_final_answer(text, answer):
 
 @pytest.mark.parametrize(
     "answer, reference, same",
-    [("12", "12", True), ("12.0", "12", True), ("1/2", "0.5", True), ("1,234", "1234", True), ("+7", "7", True), ("-7", "7", False),
-     ("", "0", False), ("1/0", "1", False), ("x + 1", "x+1", True), ("1e5", "100000", False), ("9" * 5000, "1", False), ("..", "0", False)],
+    [("12", "12", True), ("12.0", "12", True), ("1/2", "0.5", True), ("1,234", "1234", True), ("+7", "7", True),
+    ("-7", "7", False),
+     ("", "0", False), ("1/0", "1", False), ("x + 1", "x+1", True), ("1e5", "100000", False), ("9" * 5000, "1", False),
+     ("..", "0", False)],
 )  # fmt: skip
 def test_matches(answer, reference, same):
     assert reward.matches(answer, reference) is same
 
 
 def rollout(text, finish="stop", task=None, answer="5", entry=None, tokens=3):
-    return Rollout(Prompt("s/1", "s", "q", (1,), answer, task, entry or {}), 0, (2,) * tokens, (0.0,) * tokens, finish, text)
+    return Rollout(
+        Prompt("s/1", "s", "q", (1,), answer, task, entry or {}), 0, (2,) * tokens, (0.0,) * tokens, finish, text
+    )
 
 
 def test_verdicts():
@@ -55,7 +59,10 @@ def test_verdicts():
         (rollout("no idea"), Verdict.NO_ANSWER),
         (rollout("still thinking", finish="length"), Verdict.TRUNCATED),
         (rollout("\\boxed{5} and on", finish="length"), Verdict.CORRECT),
-        (rollout("\\boxed{5}", task="chain_sum", entry={}), Verdict.GRADER_ERROR),  # the grader raises: not a wrong answer
+        (
+            rollout("\\boxed{5}", task="chain_sum", entry={}),
+            Verdict.GRADER_ERROR,
+        ),  # the grader raises: not a wrong answer
     ]:
         assert reward.verdicts([r]) == [wanted]
 
@@ -69,14 +76,18 @@ def test_grade():
     many = [Rollout(good.prompt, i, (1,), (0.0,), "stop", good.text) for i in range(2000)]
     tossed = reward.grade(many, source="random", **rules)
     assert abs(np.mean([s.reward for s in tossed])) < 0.1 and all(s.verdict is Verdict.CORRECT for s in tossed)
-    assert tossed == reward.grade(many, source="random", **rules) != reward.grade(many, source="random", **{**rules, "step": 2})
+    assert (
+        tossed
+        == reward.grade(many, source="random", **rules)
+        != reward.grade(many, source="random", **{**rules, "step": 2})
+    )
 
 
 def test_overlong_penalty_is_zero_then_linear_then_minus_one():
     assert [reward.overlong_penalty(n, 20, 10) for n in (5, 10, 15, 20)] == [0, 0, -0.5, -1]
 
 
-# ---------------------------------------------------------------------------------------------------- advantage
+# --------------------------------------------------------------------------------------------------
 
 
 def test_group_and_centred():
@@ -89,7 +100,8 @@ def test_group_and_centred():
 
 
 def test_gae_by_hand():
-    """Two rows of three and one tokens, γ = 0.5, λ = 0.8; padding holds nonsense that must not matter."""
+    """Two rows of three and one tokens, γ = 0.5, λ = 0.8; padding holds nonsense that must not
+    matter."""
     value = torch.tensor([[0.5, 0.2, 0.1], [0.4, 9.0, 9.0]], dtype=torch.float64)
     rewards = torch.tensor([[0.0, 0.0, 1.0], [1.0, 9.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[1.0, 1, 1], [1, 0, 0]], dtype=torch.float64)
@@ -99,7 +111,9 @@ def test_gae_by_hand():
     a1 = d1 + 0.4 * a2
     a0 = d0 + 0.4 * a1
     torch.testing.assert_close(adv, torch.tensor([[a0, a1, a2], [0.6, 0, 0]], dtype=torch.float64), rtol=1e-12, atol=0)
-    torch.testing.assert_close(ret, torch.tensor([[a0 + 0.5, a1 + 0.2, a2 + 0.1], [1.0, 0, 0]], dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        ret, torch.tensor([[a0 + 0.5, a1 + 0.2, a2 + 0.1], [1.0, 0, 0]], dtype=torch.float64), rtol=1e-12, atol=0
+    )
     monte_carlo, _ = advantage.gae(rewards, value, mask, gamma=1.0, lam=1.0)  # reward to go minus value
     torch.testing.assert_close(monte_carlo[0], 1 - value[0], rtol=1e-12, atol=1e-15)
 
@@ -112,7 +126,7 @@ def test_whiten():
     assert advantage.whiten(torch.ones(1, 1), torch.ones(1, 1)).item() == 0
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------------------
 
 
 def test_pass_at_k_against_enumeration():
@@ -133,7 +147,7 @@ def test_summary_stores_counts():
     assert row["pass@1"] == pytest.approx(0.5) and row["pass@6"] == pytest.approx(2 / 3)
 
 
-# ---------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------------
 
 
 def test_stream_repeats_resumes_and_holds_out(tiny):
@@ -175,7 +189,9 @@ def test_a_file_of_problems_serves_in_the_same_place(tiny, tmp_path, suffix):
         PromptStream(loaded, tokenizer, held_out={p.text for p in bench}).take(1)
 
 
-@pytest.mark.parametrize("task", ["gsm_symbolic", "word_ladder", "pool_matrix", "polynomial_multiplication", "fraction_simplification"])
+@pytest.mark.parametrize(
+    "task", ["gsm_symbolic", "word_ladder", "pool_matrix", "polynomial_multiplication", "fraction_simplification"]
+)
 def test_tasks_of_every_make_can_be_streamed(task):
     problems = Problems(Source(name=task, task=task), 0, 1, 2)
     question, answer, entry = problems.problem(10_001)  # beyond the first block
@@ -204,7 +220,7 @@ def test_bad_problem_files(tmp_path):
             Problems(Source(name="x", file=str(tmp_path / name)), 0)
 
 
-# ---------------------------------------------------------------------------------------------------- testbed
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_survives_text_and_disk(tmp_path):

@@ -21,11 +21,15 @@ def test_mean_over_seeds():
     assert stats.mean_over_seeds(values) == pytest.approx((0.3, theirs.low, theirs.high))
     mean, low, high = stats.mean_over_seeds([0.7])
     assert mean == 0.7 and np.isnan(low) and np.isnan(high)
-    assert stats.mean_over_seeds([0.1, np.nan]) == (np.inf,) * 3 and stats.mean_over_seeds([0.1, np.inf, 0.2]) == (np.inf,) * 3
+    assert (
+        stats.mean_over_seeds([0.1, np.nan]) == (np.inf,) * 3
+        and stats.mean_over_seeds([0.1, np.inf, 0.2]) == (np.inf,) * 3
+    )
 
 
 def test_five_seeds_are_too_few_for_a_percentile_bootstrap():
-    """The numbers in the module's docstring: 84 % and 94 % of nominal 95 % intervals cover the mean of five normal values."""
+    """The numbers in the module's docstring: 84 % and 94 % of nominal 95 % intervals cover the
+    mean of five normal values."""
     rng = np.random.default_rng(3)
     samples = rng.normal(size=(1500, 5))
     covers = lambda interval: interval[1] <= 0 <= interval[2]
@@ -49,7 +53,8 @@ def test_bootstrap_over_seeds_against_scipy():
     scores = rng.random((8, 3)) + rng.random((8, 1))  # seeds differ as a whole
     estimate, low, high = stats.bootstrap_seeds(scores, stats.interquartile_mean)
     theirs = scipy.stats.bootstrap(
-        (np.arange(8),), lambda rows: scipy.stats.trim_mean(scores[rows], 0.25, axis=None), vectorized=False, n_resamples=3000,
+        (np.arange(8),), lambda rows: scipy.stats.trim_mean(scores[rows], 0.25, axis=None), vectorized=False,
+        n_resamples=3000,
         method="percentile", rng=np.random.default_rng(2),
     ).confidence_interval  # fmt: skip
     assert estimate == pytest.approx(scipy.stats.trim_mean(scores, 0.25, axis=None))
@@ -85,7 +90,9 @@ def test_pass_at_k_is_the_packages():
     for k in (1, 2, 5, 8):
         assert stats.pass_at_k(8, counts, k) == pytest.approx(evaluate.pass_at_k(8, counts, k), abs=1e-12)
     row = evaluate.summary("sum", 8, counts.tolist(), {})
-    assert stats.avg_at_k(8, counts) == pytest.approx(row["avg@8"]) and stats.pass_at_k(8, counts, 4) == pytest.approx(row["pass@4"])
+    assert stats.avg_at_k(8, counts) == pytest.approx(row["avg@8"]) and stats.pass_at_k(8, counts, 4) == pytest.approx(
+        row["pass@4"]
+    )
     assert stats.pass_at_k(4, np.array([1]), 2) == pytest.approx(0.5)  # 1 − C(3, 2) / C(4, 2)
     with pytest.raises(ValueError):
         stats.pass_at_k(4, np.array([1]), 5)

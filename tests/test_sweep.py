@@ -46,7 +46,11 @@ def grid(path, overrides=()):
 
 def test_expansion(demo):
     loaded = grid(demo, ["update.lr=0.5", "sweep.seeds=[3]", "sweep.workers=1"])
-    assert [(r.arm, r.seed) for r in loaded.runs] == [("grpo", 3), ("clip_higher", 3), ("cegppo", 3)] and loaded.workers == 1
+    assert [(r.arm, r.seed) for r in loaded.runs] == [
+        ("grpo", 3),
+        ("clip_higher", 3),
+        ("cegppo", 3),
+    ] and loaded.workers == 1
     last = loaded.runs[-1].config
     assert last.loss["beta1"] == 0.25 and last.update.lr == 0.5 and last.steps == 3
     assert str(last.folder) == "results/demo/cegppo/seed3"
@@ -59,7 +63,10 @@ def test_expansion(demo):
             ("varies: [method, loss]", "varies: [method]"),
             "arms 'grpo' and 'clip_higher' differ in 'loss.eps_high', which `varies` does not name",
         ),
-        (("clip_higher: {method: clip_higher}", "clip_higher: {method: clip_higher, update.lr: 1.0}"), "differ in 'update.lr'"),
+        (
+            ("clip_higher: {method: clip_higher}", "clip_higher: {method: clip_higher, update.lr: 1.0}"),
+            "differ in 'update.lr'",
+        ),
         (("workers: 2", "worker: 2"), "unknown key 'worker'; did you mean 'workers'?"),
         (("workers: 2", "workers: two"), "'workers' takes a int"),
         (("seeds: [0, 1]", "seeds: []"), "'seeds' is missing or empty"),
@@ -79,7 +86,11 @@ def test_bad_sweeps(demo, change, part):
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for p in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "sweeps" / "paper").glob("*.yaml")] if p.stem != "claims"),
+    sorted(
+        p
+        for p in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "sweeps" / "paper").glob("*.yaml")]
+        if p.stem != "claims"
+    ),
     ids=lambda p: p.stem,
 )
 def test_every_shipped_sweep_differs_only_in_what_it_names(path):
@@ -94,7 +105,9 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     results = tmp_path / "results"
     command = ["sweep", demo, f"results={results}"]
     assert run(*command, "--dry-run").stdout.count("to run") == 6 and not results.exists()
-    process = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *map(str, command)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *map(str, command)], stdout=subprocess.PIPE, text=True
+    )
     while not list(results.glob("demo/*/*/metrics.jsonl")):
         time.sleep(0.05)
         assert process.poll() is None
@@ -119,7 +132,8 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     )
     again = (results / "figures" / "demo.svg").read_bytes()
     assert (
-        run("figures", "--results", results, "--only", "demo").returncode == 0 and (results / "figures" / "demo.svg").read_bytes() == again
+        run("figures", "--results", results, "--only", "demo").returncode == 0
+        and (results / "figures" / "demo.svg").read_bytes() == again
     )
 
     page = run("report", results / "demo" / "cegppo" / "seed0")
@@ -136,7 +150,9 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
 def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):
     demo.write_text(ARMS.replace("seeds: [0, 1]", "seeds: [0]").replace("common: {steps: 3,", "common: {steps: 40,"))
     results = tmp_path / "results"
-    process = subprocess.Popen([sys.executable, str(ROOT / "run.py"), "sweep", str(demo), f"results={results}"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "sweep", str(demo), f"results={results}"], stdout=subprocess.PIPE
+    )
     while len(list(results.glob("demo/*/*/metrics.jsonl"))) < 2:
         time.sleep(0.05)
         assert process.poll() is None
@@ -157,13 +173,19 @@ def test_a_failed_run_does_not_stop_the_others(demo, tmp_path):
         .replace("loss]", "loss, model]")
     )
     done = run("sweep", demo, f"results={tmp_path / 'results'}")
-    assert done.returncode == 1 and "clip_higher seed 0 did not finish: error: model.path=./nowhere: no such folder" in done.stderr
+    assert (
+        done.returncode == 1
+        and "clip_higher seed 0 did not finish: error: model.path=./nowhere: no such folder" in done.stderr
+    )
     for arm in ("grpo", "cegppo"):
         folder = tmp_path / "results" / "demo" / arm / "seed0"
-        assert json.loads((folder / "meta.json").read_text())["status"] == "finished" and len(read_lines(folder / "metrics.jsonl")) == 3
+        assert (
+            json.loads((folder / "meta.json").read_text())["status"] == "finished"
+            and len(read_lines(folder / "metrics.jsonl")) == 3
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------------------
 
 
 def test_bootstrap_against_scipy():
@@ -171,17 +193,25 @@ def test_bootstrap_against_scipy():
 
     data = np.random.default_rng(1).random(40)
     mean, low, high = stats.bootstrap_mean([data])
-    theirs = bootstrap((data,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(2)).confidence_interval
+    theirs = bootstrap(
+        (data,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(2)
+    ).confidence_interval
     assert (
-        mean == pytest.approx(data.mean()) and low == pytest.approx(theirs.low, abs=0.01) and high == pytest.approx(theirs.high, abs=0.01)
+        mean == pytest.approx(data.mean())
+        and low == pytest.approx(theirs.low, abs=0.01)
+        and high == pytest.approx(theirs.high, abs=0.01)
     )
-    constant = stats.bootstrap_mean([np.zeros(5), np.ones(50)])  # strata count alike, and a stratum without spread adds none
+    constant = stats.bootstrap_mean(
+        [np.zeros(5), np.ones(50)]
+    )  # strata count alike, and a stratum without spread adds none
     assert constant == (0.5, 0.5, 0.5)
 
 
 def test_agreement_by_hand():
     fit = ledger.agreement([1, 2, 3], [2, 4, 6])
-    assert (fit["correlation"], fit["slope"]) == (pytest.approx(1), pytest.approx(2)) and fit["R2"] == pytest.approx(1 - 14 / 8)
+    assert (fit["correlation"], fit["slope"]) == (pytest.approx(1), pytest.approx(2)) and fit["R2"] == pytest.approx(
+        1 - 14 / 8
+    )
     assert np.isnan(ledger.agreement([1, 2], [1, 2])["R2"])
 
 

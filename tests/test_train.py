@@ -1,4 +1,5 @@
-"""The loop on a tiny model: gradients do not know about micro-batches, runs repeat and resume bit for bit."""
+"""The loop on a tiny model: gradients do not know about micro-batches, runs repeat and resume
+bit for bit."""
 
 import json
 import os
@@ -46,13 +47,20 @@ def gradient(trainer, mini, micro_batch_tokens, objective=None):
 
 
 def moved(trainer, mini):
-    """`mini` with old log-probabilities shifted, so that the ratio leaves the clip interval in places."""
+    """`mini` with old log-probabilities shifted, so that the ratio leaves the clip interval in
+    places."""
     generator = torch.Generator().manual_seed(1)
     shift = torch.randn(mini.mask_BT.shape, generator=generator) * 0.4 * mini.mask_BT
     return mini.but(old_logprob_BT=mini.old_logprob_BT + shift)
 
 
-EXTRAS = ["update.kl_coef=0.1", "update.nll_coef=0.1", "update.entropy_coef=0.01", "update.dual_clip=1.2", "update.grad_clip=0"]
+EXTRAS = [
+    "update.kl_coef=0.1",
+    "update.nll_coef=0.1",
+    "update.entropy_coef=0.01",
+    "update.dual_clip=1.2",
+    "update.grad_clip=0",
+]
 
 
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
@@ -106,7 +114,12 @@ def test_the_update_is_the_gradient_of_the_stated_loss(tiny):
     ours, _, _ = gradient(trainer, mini, 300)
     s = trainer.policy.statistics(mini, entropy_grad=True)
     inside = mini.mask_BT.bool()
-    logp, old, adv, ref = s.logprob_N, mini.old_logprob_BT[inside], mini.advantage_BT[inside], mini.ref_logprob_BT[inside]
+    logp, old, adv, ref = (
+        s.logprob_N,
+        mini.old_logprob_BT[inside],
+        mini.advantage_BT[inside],
+        mini.ref_logprob_BT[inside],
+    )
     right = (mini.correct_B[:, None] * mini.mask_BT)[inside]
     ratio = (logp - old).exp()
     low, high = (adv < 0) & (ratio < 0.8), (adv > 0) & (ratio > 1.2)
@@ -132,7 +145,9 @@ def test_a_loss_may_read_the_entropy_with_a_gradient(tiny):
     from cegppo.losses import ppo_clip
 
     trainer = Trainer(load(tiny, "update.entropy_coef=0.01", "update.grad_clip=0"))
-    module = pytypes.SimpleNamespace(Params=ppo_clip.Params, token_loss=lambda x, p: (x.entropy_BT**2 - x.logprob_BT, {}))
+    module = pytypes.SimpleNamespace(
+        Params=ppo_clip.Params, token_loss=lambda x, p: (x.entropy_BT**2 - x.logprob_BT, {})
+    )
     mini = trainer.batch(trainer.collect(0))
     ours, _, _ = gradient(trainer, mini, 200, Objective(trainer.config, module, ppo_clip.Params()))
     s = trainer.policy.statistics(mini, entropy_grad=True)
@@ -171,7 +186,10 @@ def test_clipped_value_loss_by_hand():
 @pytest.mark.parametrize("method", config.methods())
 def test_every_method_trains(tiny, tmp_path, method):
     folder = tmp_path / method
-    assert train(load(tiny, f"method={method}", f"run_dir={folder}", "steps=2", "overlong_buffer=0.3"), Silent()) == "finished"
+    assert (
+        train(load(tiny, f"method={method}", f"run_dir={folder}", "steps=2", "overlong_buffer=0.3"), Silent())
+        == "finished"
+    )
     rows = read_lines(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(v is None or np.isfinite(v) for row in rows for v in row.values())
@@ -190,7 +208,9 @@ def test_same_seed_same_metrics_and_another_seed_others(tiny, tmp_path):
 
 def test_cegppo_with_betas_zero_is_grpo_step_by_step(tiny, tmp_path):
     train(load(tiny, "method=grpo", "steps=5", f"run_dir={tmp_path / 'grpo'}"), Silent())
-    train(load(tiny, "method=cegppo", "loss.beta1=0", "loss.beta2=0", "steps=5", f"run_dir={tmp_path / 'ce'}"), Silent())
+    train(
+        load(tiny, "method=cegppo", "loss.beta1=0", "loss.beta2=0", "steps=5", f"run_dir={tmp_path / 'ce'}"), Silent()
+    )
     grpo, ce = (without_times(tmp_path / name / "metrics.jsonl") for name in ("grpo", "ce"))
     assert any(row["clip/low"] + row["clip/high"] > 0 for row in grpo)  # else the comparison would say nothing
     for left, right in zip(grpo, ce):
@@ -257,7 +277,9 @@ def test_a_folder_in_use_or_of_another_run_is_refused(tiny, tmp_path):
     with pytest.raises(BadInput, match="another live process"):
         Record(first)
     record.close("failed")
-    Record(load(tiny, f"run_dir={tmp_path / 'run'}", "update.lr=0.25")).close("failed")  # nothing was recorded: not yet a run
+    Record(load(tiny, f"run_dir={tmp_path / 'run'}", "update.lr=0.25")).close(
+        "failed"
+    )  # nothing was recorded: not yet a run
     train(first, Silent())
     with pytest.raises(BadInput, match=r"holds another run: update.lr was 0.001, is now 0.5"):
         Record(load(tiny, f"run_dir={tmp_path / 'run'}", "update.lr=0.5"))
@@ -287,7 +309,8 @@ def test_refill_fills_the_batch_and_drop_shrinks_it(tiny):
 
 
 def test_dropped_groups_make_fewer_updates_of_about_the_same_size(tiny):
-    """Eight prompts sampled, at most four trained on, two updates: an update is of two groups of four."""
+    """Eight prompts sampled, at most four trained on, two updates: an update is of two groups of
+    four."""
     trainer = Trainer(load(tiny, "rollout.drop_constant_groups=drop", "rollout.prompts_per_round=8"))
     collected = trainer.collect(0)
     assert collected.groups == 8 and len(collected.trained) <= 16

@@ -1,9 +1,10 @@
 """One file, one token loss. The file's name is the registry.
 
-A module defines `Params`, a frozen dataclass of its knobs, and `token_loss(x: TokenBatch, p: Params)`, which returns the
-loss to MINIMISE per token ([B, T]) and a dict of per-token facts ([B, T]) that only this loss knows. It never reduces, logs,
-draws random numbers from a global generator, or mutates. A module that sets `WHOLE_BATCH = True` is given the whole
-mini-batch at once, however it is split into micro-batches.
+A module defines `Params`, a frozen dataclass of its knobs, and `token_loss(x: TokenBatch, p:
+Params)`, which returns the loss to MINIMISE per token ([B, T]) and a dict of per-token facts ([B,
+T]) that only this loss knows. It never reduces, logs, draws random numbers from a global generator,
+or mutates. A module that sets `WHOLE_BATCH = True` is given the whole mini-batch at once, however
+it is split into micro-batches.
 """
 
 import importlib

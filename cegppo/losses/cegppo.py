@@ -5,13 +5,13 @@
              −r · A                       elsewhere
     u = exp(log π_θ − sg(log π_θ)): the value is 1, the gradient is ∇log π_θ
 
-Source: arXiv 2509.20712, Eq. 8–10. (One sentence in its Section 3.2 swaps the roles of β₁ and β₂; Eq. 8 and Figure 3 do not.)
-Weight on ∇log π: β₁(1 − ε_low)·A on the low side, β₂(1 + ε_high)·A on the high side, r·A elsewhere; it jumps at a bound unless
-that side's β is 1.
-Limits: β₁ = β₂ = 0 is the gradient of `ppo_clip` (the values differ by constants); β₁ = β₂ = 1 is GPPO (arXiv 2508.07629);
-ratio ≡ 1 is REINFORCE.
-The paper writes u as r / sg(r), which is 0/0 once r underflows; u here cannot. Left out: the dual clip and the NLL term of the
-released code, which are `update.dual_clip` and `update.nll_coef`.
+Source: arXiv 2509.20712, Eq. 8–10. (One sentence in its Section 3.2 swaps the roles of β₁ and β₂;
+Eq. 8 and Figure 3 do not.) Weight on ∇log π: β₁(1 − ε_low)·A on the low side, β₂(1 + ε_high)·A on
+the high side, r·A elsewhere; it jumps at a bound unless that side's β is 1. Limits: β₁ = β₂ = 0 is
+the gradient of `ppo_clip` (the values differ by constants); β₁ = β₂ = 1 is GPPO (arXiv 2508.07629);
+ratio ≡ 1 is REINFORCE. The paper writes u as r / sg(r), which is 0/0 once r underflows; u here
+cannot. Left out: the dual clip and the NLL term of the released code, which are `update.dual_clip`
+and `update.nll_coef`.
 """
 
 from dataclasses import dataclass

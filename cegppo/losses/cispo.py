@@ -2,11 +2,11 @@
 
     loss_t = −sg(clip(r, 1 − ε_low, 1 + ε_high)) · A · log π_θ(y_t),     r = π_θ(y_t) / π_old(y_t)
 
-Source: MiniMax-M1 (arXiv 2506.13585), Section 3.1; ε = 0.2 on both sides is the baseline of arXiv 2509.20712 (there is in effect no
-lower bound in MiniMax-M1's own runs, and its upper one is not given).
-Weight on ∇log π: clip(r)·A.
-Limits: ratio ≡ 1 is REINFORCE. `cegppo` at β₁ = β₂ = 1 has the same weights except in the two cells where the clip of PPO does not act
-(A > 0 below the interval, A < 0 above it): r·A there, clip(r)·A here.
+Source: MiniMax-M1 (arXiv 2506.13585), Section 3.1; ε = 0.2 on both sides is the baseline of arXiv
+2509.20712 (there is in effect no lower bound in MiniMax-M1's own runs, and its upper one is not
+given). Weight on ∇log π: clip(r)·A. Limits: ratio ≡ 1 is REINFORCE. `cegppo` at β₁ = β₂ = 1 has the
+same weights except in the two cells where the clip of PPO does not act (A > 0 below the interval, A
+< 0 above it): r·A there, clip(r)·A here.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,17 @@
 """GSPO: the clipped surrogate with one ratio a response, the geometric mean of its tokens' ratios.
 
-    s_i     = exp(1/|y_i| Σ_t log r_t),     s_t = sg(s_i) · u_t,     u_t = exp(log π_θ(y_t) − sg(log π_θ(y_t)))
+    s_i     = exp(1/|y_i| Σ_t log r_t),     s_t = sg(s_i) · u_t
+    u_t     = exp(log π_θ(y_t) − sg(log π_θ(y_t)))
     loss_t  = max(−A s_t, −A clip(s_t, 1 − ε_low, 1 + ε_high))
 
-Source: arXiv 2507.18071, Eq. 5–7 and the token form of its Section 4.3; ε of 3e-4 and 4e-4 are its own (and those of the baseline of
-arXiv 2509.20712), and belong to responses of thousands of tokens: the shorter the response, the further s_i strays from 1.
-Weight on ∇log π: s_i·A, and 0 for every token of a response that is clipped (fact `sequence_clip`).
-With `update.aggregate: sequence` the gradient is the paper's; the value too.
-Limits: ratio ≡ 1 is REINFORCE; responses of one token make it `ppo_clip` with these ε.
-The knobs are not called eps_low and eps_high because those bound a token's ratio, and the clip facts are read at them: here they are
-read at 0.2, as for every loss without such knobs.
+Source: arXiv 2507.18071, Eq. 5–7 and the token form of its Section 4.3; ε of 3e-4 and 4e-4 are its
+own (and those of the baseline of arXiv 2509.20712), and belong to responses of thousands of tokens:
+the shorter the response, the further s_i strays from 1. Weight on ∇log π: s_i·A, and 0 for every
+token of a response that is clipped (fact `sequence_clip`). With `update.aggregate: sequence` the
+gradient is the paper's; the value too. Limits: ratio ≡ 1 is REINFORCE; responses of one token make
+it `ppo_clip` with these ε. The knobs are not called eps_low and eps_high because those bound a
+token's ratio, and the clip facts are read at them: here they are read at 0.2, as for every loss
+without such knobs.
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
     loss_t = max(−A r, −A clip(r, 1 − ε_low, 1 + ε_high)),     r = π_θ(y_t) / π_old(y_t)
 
-Source: Schulman et al. (arXiv 1707.06347), Eq. 7; asymmetric bounds: DAPO (arXiv 2503.14476), Eq. 10.
-Weight on ∇log π: r·A, and 0 where A < 0, r < 1 − ε_low or A > 0, r > 1 + ε_high.
-Limits: ratio ≡ 1 gives REINFORCE; ε_low = 1 and ε_high = ∞ would give the unclipped importance-weighted gradient.
+Source: Schulman et al. (arXiv 1707.06347), Eq. 7; asymmetric bounds: DAPO (arXiv 2503.14476), Eq.
+10. Weight on ∇log π: r·A, and 0 where A < 0, r < 1 − ε_low or A > 0, r > 1 + ε_high. Limits: ratio
+≡ 1 gives REINFORCE; ε_low = 1 and ε_high = ∞ would give the unclipped importance-weighted gradient.
 Left out here: dual clip (`update.dual_clip`), which is not a matter of one loss.
 """
 

@@ -2,8 +2,9 @@
 
     loss_t = −A_t · log π_θ(y_t)
 
-Source: Williams (1992). Weight on ∇log π: A, whatever the ratio. After the first update of a step the samples are no longer
-from π_θ and nothing corrects for it; every ratio-based loss in this folder has this gradient where the ratio is 1.
+Source: Williams (1992). Weight on ∇log π: A, whatever the ratio. After the first update of a step
+the samples are no longer from π_θ and nothing corrects for it; every ratio-based loss in this
+folder has this gradient where the ratio is 1.
 """
 
 from dataclasses import dataclass

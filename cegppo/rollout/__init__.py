@@ -1,4 +1,5 @@
-"""Samplers: prompts in, responses with the log-probabilities of their tokens out. What the engines have in common."""
+"""Samplers: prompts in, responses with the log-probabilities of their tokens out. What the
+engines have in common."""
 
 import copy
 from typing import Self
@@ -7,7 +8,8 @@ from ..types import Prompt, Rollout
 
 
 class Sampler:
-    """An engine with its sampling rules as attributes (seed, temperature, top_p, top_k, max_tokens); it fills in `_sample` and `load`."""
+    """An engine with its sampling rules as attributes (seed, temperature, top_p, top_k,
+    max_tokens); it fills in `_sample` and `load`."""
 
     def but(self, **rules: float) -> Self:
         """A sampler of the same engine and weights with other rules."""
@@ -21,7 +23,8 @@ class Sampler:
         return self._sample([(prompt, index) for prompt in prompts for index in range(n)], step)
 
     def sample_index(self, prompts: list[Prompt], index: int, step: int) -> list[Rollout]:
-        """Response number `index` to each prompt: the one that `sample` with n > index would give."""
+        """Response number `index` to each prompt: the one that `sample` with n > index would
+        give."""
         return self._sample([(prompt, index) for prompt in prompts], step)
 
     def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:

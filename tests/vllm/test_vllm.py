@@ -1,7 +1,8 @@
-"""vLLM for real, on a CPU: `make test-vllm`, in an environment of its own; `make test` does not collect this folder.
+"""vLLM for real, on a CPU: `make test-vllm`, in an environment of its own; `make test` does not
+collect this folder.
 
-The model is the testbed's own with wider heads (vLLM's CPU attention starts at 32 dimensions, the testbed's heads have 16): the
-same function of its input, so it answers as the testbed does.
+The model is the testbed's own with wider heads (vLLM's CPU attention starts at 32 dimensions, the
+testbed's heads have 16): the same function of its input, so it answers as the testbed does.
 """
 
 import json
@@ -33,8 +34,9 @@ RULES = dict(seed=3, max_tokens=40, longest=400)
 def widened(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
     """The same function with heads of twice the width, the added dimensions being zero.
 
-    Rotations go by pairs (i, i + width/2) and base^(−2i/width), so zeros follow each half and the base is squared. Normalised
-    queries and keys grow by √2 each, and attention divides by √2 more: one √2 is taken from the keys' norm.
+    Rotations go by pairs (i, i + width/2) and base^(−2i/width), so zeros follow each half and the
+    base is squared. Normalised queries and keys grow by √2 each, and attention divides by √2 more:
+    one √2 is taken from the keys' norm.
     """
     old, width = model.config, model.config.head_dim
     rope = {"rope_type": "default", "rope_theta": old.rope_parameters["rope_theta"] ** 2}
@@ -48,7 +50,9 @@ def widened(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
         axis = 1 if "o_proj" in name else 0
         heads = torch.arange(value.shape[axis] // width)
         place = (heads[:, None] * 2 * width + kept).flatten()
-        state[name] = torch.zeros_like(state[name]).index_copy(axis, place, value / 2**0.5 if "k_norm" in name else value)
+        state[name] = torch.zeros_like(state[name]).index_copy(
+            axis, place, value / 2**0.5 if "k_norm" in name else value
+        )
     wide.load_state_dict(state)
     return wide
 
@@ -76,7 +80,12 @@ def sampler(policy):
 
 
 def prompts(policy):
-    texts = ["Calculate 3 - 4 + 5.\n", "Calculate 1 + 2.\n", "x", "Find the Greatest Common Divisor (GCD) of these numbers: 12, 18.\n" * 3]
+    texts = [
+        "Calculate 3 - 4 + 5.\n",
+        "Calculate 1 + 2.\n",
+        "x",
+        "Find the Greatest Common Divisor (GCD) of these numbers: 12, 18.\n" * 3,
+    ]
     return [Prompt(f"p/{i}", "p", t, tuple(policy.tokenizer.encode(t)), "") for i, t in enumerate(texts)]
 
 
@@ -87,7 +96,9 @@ def key(rollouts):
 def against(policy, rollouts, temperature=1.0):
     """(largest, mean) difference of the rollouts' log-probabilities to those of `policy`."""
     zeros = np.zeros(len(rollouts))
-    return mismatch(Policy(policy.model, policy.tokenizer, temperature=temperature).collate(rollouts, zeros, zeros, zeros))
+    return mismatch(
+        Policy(policy.model, policy.tokenizer, temperature=temperature).collate(rollouts, zeros, zeros, zeros)
+    )
 
 
 def test_seeds_batches_and_order(policy, sampler):
@@ -96,7 +107,9 @@ def test_seeds_batches_and_order(policy, sampler):
     assert len({r.token_ids for r in rollouts}) > 12
     assert key(sampler.sample(prompts(policy), 6, step=5)) == key(rollouts)
     assert sorted(key(sampler.sample(prompts(policy)[::-1], 6, step=5))) == sorted(key(rollouts))
-    assert [k for p in prompts(policy) for k in key(sampler.sample([p], 3, step=5))] == [k for k in key(rollouts) if k[1] < 3]
+    assert [k for p in prompts(policy) for k in key(sampler.sample([p], 3, step=5))] == [
+        k for k in key(rollouts) if k[1] < 3
+    ]
     assert key(sampler.sample_index(prompts(policy), 4, step=5)) == [k for k in key(rollouts) if k[1] == 4]
     for other in (sampler.sample(prompts(policy), 6, step=6), sampler.but(seed=4).sample(prompts(policy), 6, step=5)):
         assert key(other) != key(rollouts)
@@ -107,7 +120,9 @@ def test_logprobs_are_the_trainers(policy, sampler):
     assert against(policy, sampler.sample(prompts(policy), 16, step=0))[0] < 1e-4
     cut = sampler.but(top_p=0.7, top_k=4).sample(prompts(policy), 16, step=0)
     assert against(policy, cut)[0] < 1e-4  # before top-p and top-k
-    assert all(r.logprobs == () for r in sampler.but(temperature=0.6).sample(prompts(policy), 1, step=0))  # those of 1 would be wrong
+    assert all(
+        r.logprobs == () for r in sampler.but(temperature=0.6).sample(prompts(policy), 1, step=0)
+    )  # those of 1 would be wrong
 
 
 def test_it_samples_what_it_says(policy, sampler):
@@ -116,7 +131,10 @@ def test_it_samples_what_it_says(policy, sampler):
     with torch.no_grad():
         p_V = torch.softmax(policy.model(torch.tensor([prompt.token_ids])).logits[0, -1], -1)
     best = p_V.topk(3).indices
-    for rules, wanted_V in ((dict(), p_V), (dict(top_k=3), torch.zeros_like(p_V).index_copy(0, best, p_V[best] / p_V[best].sum()))):
+    for rules, wanted_V in (
+        (dict(), p_V),
+        (dict(top_k=3), torch.zeros_like(p_V).index_copy(0, best, p_V[best] / p_V[best].sum())),
+    ):
         drawn = sampler.but(max_tokens=1, **rules).sample([prompt], 2000, step=0)
         share_V = torch.bincount(torch.tensor([r.token_ids[0] for r in drawn]), minlength=len(p_V)) / 2000
         error_V = (wanted_V * (1 - wanted_V) / 2000).sqrt()
@@ -151,7 +169,8 @@ def test_stop_strings(policy, sampler):
 
 
 def test_every_parameter_is_handed_over(model, policy, sampler):
-    """The tied head's too. Until then nothing of the trainer's changes reaches the engine, and log-probabilities tell."""
+    """The tied head's too. Until then nothing of the trainer's changes reaches the engine, and
+    log-probabilities tell."""
     changed = Policy.load(model, "cpu")
     assert changed.model.config.tie_word_embeddings
     everything = [name for name, _ in changed.weights()]
@@ -169,9 +188,21 @@ def test_every_parameter_is_handed_over(model, policy, sampler):
 
 
 def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
-    """Tensor-parallel under torchrun: each rank gets its own prompts' responses, the ones that one process gives."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "tests/vllm/two_ranks.py", str(model), str(tmp_path)]
-    done = subprocess.run([sys.executable, *launch], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    """Tensor-parallel under torchrun: each rank gets its own prompts' responses, the ones that
+    one process gives."""
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "tests/vllm/two_ranks.py",
+        str(model),
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     alone = json.loads(json.dumps(key(sampler.sample(prompts(policy), 6, step=5))))
@@ -189,7 +220,8 @@ def test_a_temperature_of_its_own(policy):
 
 
 def test_fewer_bits(policy):
-    """A bfloat16 engine beside a float32 trainer is off by what rounding makes of it, well inside the bound for it."""
+    """A bfloat16 engine beside a float32 trainer is off by what rounding makes of it, well
+    inside the bound for it."""
     sampler = VLLMSampler(policy, **RULES, settings=VLLM(memory_share=0.01, dtype="bfloat16"))
     largest, mean = against(policy, sampler.sample(prompts(policy), 64, step=0))
     print(f"bfloat16: mean {mean:.4f}, largest {largest:.4f}")
@@ -197,8 +229,22 @@ def test_fewer_bits(policy):
 
 
 def training(model, folder, *overrides):
-    own = ["rollout.engine=vllm", "rollout.vllm.memory_share=0.01", f"model.path={model}", f"run_dir={folder}", "wandb.mode=disabled"]
-    small = ["steps=3", "prompts_per_step=8", "group_size=4", "updates_per_step=4", "eval.k=2", "eval.size=4", "diagnostics.every=3"]
+    own = [
+        "rollout.engine=vllm",
+        "rollout.vllm.memory_share=0.01",
+        f"model.path={model}",
+        f"run_dir={folder}",
+        "wandb.mode=disabled",
+    ]
+    small = [
+        "steps=3",
+        "prompts_per_step=8",
+        "group_size=4",
+        "updates_per_step=4",
+        "eval.k=2",
+        "eval.size=4",
+        "diagnostics.every=3",
+    ]
     return config.load(ROOT / "experiments" / "testbed.yaml", [*own, *small, "checkpoint_every=1", *overrides])[0]
 
 

@@ -1,4 +1,5 @@
-"""Run by torchrun on two ranks that share one engine: each asks for other prompts and writes what it got. Arguments: model, folder."""
+"""Run by torchrun on two ranks that share one engine: each asks for other prompts and writes
+what it got. Arguments: model, folder."""
 
 import dataclasses
 import json
