@@ -131,47 +131,48 @@ def main(arguments: list[str] | None = None) -> int:
         options.overrides += rest
     if options.verb in ("figures", "report"):  # they read files only, and do without torch
         return VERBS[options.verb](options)
-    from cegppo import parallel  # after --help, which should not wait for torch
+    from cegppo import ranks
     from cegppo.types import BadInput
 
-    say = lambda text: print(text, file=sys.stderr) if parallel.rank() == 0 else None
+    say = lambda text: print(text, file=sys.stderr) if ranks.rank() == 0 else None
     try:
-        parallel.join()
-        if parallel.world() > 1 and options.verb not in ("train", "eval"):
+        ranks.join()
+        if ranks.world() > 1 and options.verb not in ("train", "eval"):
             raise BadInput(f"torchrun: '{options.verb}' runs in one process; only train and eval run in several")
         code = VERBS[options.verb](options)
     except BadInput as error:
-        if parallel.rank() == 0 or not error.shared:
+        if ranks.rank() == 0 or not error.shared:
             print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         say("interrupted; the same command continues from the last checkpoint")
         return 130
-    parallel.leave()
+    ranks.leave()
     return code
 
 
 def verb_train(options: argparse.Namespace) -> int:
-    from cegppo import config, parallel
+    from cegppo import config, ranks
 
-    with parallel.together():
+    with ranks.together():
         resolved, origin = config.load(options.experiment, options.overrides)
     if options.print_only:
-        if parallel.rank() == 0:
+        if ranks.rank() == 0:
             print(config.explain(resolved, origin))
         return 0
     from cegppo.screen import Screen
-    from cegppo.train import Diverged, train
+    from cegppo.train import train
+    from cegppo.update import Diverged
 
     with Screen() as screen:
         try:
             status = train(resolved, screen)
         except Diverged as error:
-            if parallel.rank() == 0:
+            if ranks.rank() == 0:
                 print(f"error: {resolved.folder}: {error}", file=sys.stderr)
             return 1
     code = 0 if status == "finished" else 130
-    if parallel.rank() > 0:
+    if ranks.rank() > 0:
         return code
     from analysis import ledger
 
@@ -191,7 +192,8 @@ def intervals(per_problem: dict) -> dict[str, tuple[float, float]]:
 
 def grade_completions(path: Path, words: list[str]) -> int:
     """`eval --completions`: no model."""
-    from cegppo import completions, config
+    from cegppo import config
+    from cegppo.problems import completions
     from cegppo.screen import print_eval, print_verdicts
     from cegppo.types import BadInput
 
@@ -228,15 +230,18 @@ def verb_eval(options: argparse.Namespace) -> int:
 
     import torch
 
-    from cegppo import config, data, parallel, testbed
+    from cegppo import config, ranks
     from cegppo.config import nearest
-    from cegppo.evaluate import per_problem
-    from cegppo.record import checkpoint, fingerprint, read_lines, write_whole
+    from cegppo.evaluate import evaluator, per_problem
+    from cegppo.model.policy import load_policy
+    from cegppo.problems import data, testbed
+    from cegppo.record.files import read_lines, write_whole
+    from cegppo.record.run import checkpoint, fingerprint
+    from cegppo.rollout.divided import sampler
     from cegppo.screen import print_eval
-    from cegppo.train import evaluator, load_policy, sampler
 
     target, overrides = Path(words[0]), words[1:]
-    with parallel.together():
+    with ranks.together():
         if target.is_dir():
             if not (target / "config.yaml").is_file():
                 raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
@@ -262,7 +267,7 @@ def verb_eval(options: argparse.Namespace) -> int:
         made = data.benchmarks(resolved, policy.tokenizer)
         base = sampler(policy, resolved)
     evaluating = evaluator(base, resolved, made)
-    writes = parallel.rank() == 0
+    writes = ranks.rank() == 0
     out, rows = folder / f"eval-{name}.jsonl", []
     for benchmark in evaluating.benchmarks:
         identity = evaluating.identity(benchmark, 0, fingerprint(model))
@@ -288,13 +293,13 @@ def verb_eval(options: argparse.Namespace) -> int:
 
 
 def verb_sweep(options: argparse.Namespace) -> int:
-    from cegppo import search, sweep
     from cegppo.screen import SweepScreen
+    from cegppo.sweep import grid, search
 
-    described = sweep.describe(options.sweep, options.overrides)
+    described = grid.describe(options.sweep, options.overrides)
     searches = "search" in described.tree or "space" in described.tree
     if options.dry_run:
-        for run in sweep.grid(described).runs if not searches else []:
+        for run in grid.expand(described).runs if not searches else []:
             print(f"{'finished' if run.finished() else 'to run':<9} {run.folder}  {' '.join(run.overrides)}")
         if searches:
             print(search.plan(described))
@@ -303,13 +308,13 @@ def verb_sweep(options: argparse.Namespace) -> int:
         work = search.Search(described)
         loaded = described.sweep(work.runs)
     else:
-        loaded = sweep.grid(described)
-        work = sweep.Grid(loaded)
+        loaded = grid.expand(described)
+        work = grid.Grid(loaded)
     with SweepScreen() as screen:
-        code, failed = sweep.run_all(loaded, work, screen.show)
+        code, failed = grid.run_all(loaded, work, screen.show)
     for run in failed:
         print(
-            f"{run.arm} seed {run.seed} did not finish: {sweep.error_of(run)} ({run.folder / 'output.txt'})",
+            f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({run.folder / 'output.txt'})",
             file=sys.stderr,
         )
     if searches:

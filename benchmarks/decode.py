@@ -7,7 +7,7 @@ python benchmarks/decode.py
 import torch
 from common import machine, paired, ratio_line, testbed_model
 
-from cegppo.policy import Policy
+from cegppo.model.policy import Policy
 from cegppo.rollout.hf import HFSampler
 from cegppo.types import Prompt
 

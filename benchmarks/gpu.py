@@ -32,12 +32,16 @@ import numpy as np
 import torch
 from common import machine
 
-from cegppo import config, losses, memory
-from cegppo.entropy import Tally
-from cegppo.head import head_statistics, token_statistics
-from cegppo.policy import Policy
-from cegppo.train import Objective, Trainer, update
+from cegppo import config, losses
+from cegppo.instrument.tally import Tally
+from cegppo.model import memory
+from cegppo.model.head import head_statistics, token_statistics
+from cegppo.model.optimizer import OffloadedAdamW
+from cegppo.model.policy import Policy
+from cegppo.objective import Objective
+from cegppo.train import Trainer
 from cegppo.types import Prompt, Rollout
+from cegppo.update import update
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = torch.cuda.is_available()
@@ -253,7 +257,7 @@ def agreement(p: Policy) -> dict[str, float]:
 def offloading(p: Policy) -> dict:
     """Three small steps of AdamW with its moments here and in the CPU's memory: the same bits?"""
     made = []
-    for kind in (torch.optim.AdamW, memory.OffloadedAdamW):
+    for kind in (torch.optim.AdamW, OffloadedAdamW):
         torch.manual_seed(0)
         values = [torch.nn.Parameter(torch.randn(257, 129, device=DEVICE)) for _ in range(3)]
         optimizer = kind(values, lr=1e-2)

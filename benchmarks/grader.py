@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import machine, paired, ratio_line
 
-from cegppo import grader, reward
+from cegppo.problems import grader, reward
 from cegppo.types import Prompt, Rollout
 
 WORKERS = 2

@@ -28,7 +28,7 @@ import time
 import torch
 from common import machine
 
-from cegppo.head import head_statistics, token_statistics
+from cegppo.model.head import head_statistics, token_statistics
 
 TOKENS, WIDTH, VOCABULARY, ROWS = 2048, 1536, 151_936, 8
 WAYS = ("plain", "blocks", "no entropy gradient", "TRL", "Liger")

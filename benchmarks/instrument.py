@@ -18,9 +18,11 @@ from contextlib import contextmanager
 import torch
 from common import machine, ratio_line
 
-from cegppo import config, entropy, policy
-from cegppo.entropy import ClipRange, Tally
-from cegppo.policy import TokenStatistics, token_statistics
+from cegppo import config
+from cegppo.instrument.entropy import ClipRange
+from cegppo.instrument.tally import Tally
+from cegppo.model import policy
+from cegppo.model.head import TokenStatistics, token_statistics
 from cegppo.train import Trainer
 from cegppo.types import TokenBatch
 
@@ -35,12 +37,12 @@ def logprob_only(logits_NV, token_N, entropy_grad=False):
 
 @contextmanager
 def instrument_off():
-    kept = policy.token_statistics, entropy.Tally.add_tokens
-    policy.token_statistics, entropy.Tally.add_tokens = logprob_only, lambda *_, **__: None
+    kept = policy.token_statistics, Tally.add_tokens
+    policy.token_statistics, Tally.add_tokens = logprob_only, lambda *_, **__: None
     try:
         yield
     finally:
-        policy.token_statistics, entropy.Tally.add_tokens = kept
+        policy.token_statistics, Tally.add_tokens = kept
 
 
 def on_testbed() -> tuple[str, float]:

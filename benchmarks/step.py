@@ -53,7 +53,7 @@ def ours(fixed: bool) -> tuple[list[float], float]:
     from pathlib import Path
 
     from cegppo import config
-    from cegppo.record import Record
+    from cegppo.record.run import Record
     from cegppo.train import Trainer
 
     folder, *_ = testbed_model()
@@ -94,7 +94,7 @@ def theirs(fixed: bool) -> tuple[list[float], float]:
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from cegppo.reward import final_answer
+    from cegppo.problems.reward import final_answer
 
     _, model, tokenizer = testbed_model()
     if fixed:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from . import parallel
-from .config import digest
-from .counts import maj_at_k, miss_at_k, pass_at_k, vote
-from .grader import Limits
-from .record import Completions
-from .reward import verdicts
+from . import ranks
+from .config import SAMPLING, Config, digest
+from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
+from .problems.grader import Limits
+from .problems.reward import verdicts
+from .record.files import Completions
+from .rollout.divided import DividedSampler
 from .types import Prompt, Rollout, Verdict
 
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
@@ -72,7 +73,7 @@ class Evaluator:
         rows = []
         for b in self.benchmarks:
             rollouts = self.sampler.but(**b.rules).sample(b.prompts, b.k, step)
-            found = parallel.divided(lambda part: verdicts(part, self.limits), rollouts)
+            found = ranks.divided(lambda part: verdicts(part, self.limits), rollouts)
             good = np.array([v is Verdict.CORRECT for v in found]).reshape(len(b.prompts), b.k)
             rows.append(summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict}))
         return rows
@@ -86,9 +87,9 @@ class Evaluator:
     def run_kept(self, b: Benchmark, step: int, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
         """The row of one benchmark with its completions kept in `path`, one line a problem; goes
         on where that file ends."""
-        with parallel.together():
-            kept = Completions(path) if parallel.rank() == 0 else parallel.Elsewhere()
-        rows = parallel.gathered(list(kept.rows) if parallel.rank() == 0 else None)[0]
+        with ranks.together():
+            kept = Completions(path) if ranks.rank() == 0 else ranks.Elsewhere()
+        rows = ranks.gathered(list(kept.rows) if ranks.rank() == 0 else None)[0]
         try:
             at_once = max(1, SAMPLES_AT_ONCE // b.k)  # the same whether interrupted or not, so that batches are
             for start in range(len(rows), len(b.prompts), at_once):
@@ -114,7 +115,7 @@ class Evaluator:
 
 def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limits | None) -> list[dict[str, Any]]:
     """A line of completions for each prompt, from its `k` rollouts."""
-    found = parallel.divided(lambda part: verdicts(part, limits), rollouts)
+    found = ranks.divided(lambda part: verdicts(part, limits), rollouts)
     rows = []
     for p, prompt in enumerate(prompts):
         mine = slice(p * k, (p + 1) * k)
@@ -130,3 +131,16 @@ def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limit
             }
         )
     return rows
+
+
+def evaluator(base: DividedSampler, config: Config, made: dict[str, list[Prompt]]) -> Evaluator:
+    """The evaluator of the configured benchmarks: the sampler `base` with each one's own rules
+    or else the evaluation's."""
+    e = config.eval
+    max_tokens = config.rollout.max_tokens if e.max_tokens is None else e.max_tokens
+    listed = []
+    for source in e.benchmarks:
+        own = {key: getattr(source, key) for key in SAMPLING if getattr(source, key) is not None}
+        rules = dict(k=e.k, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, max_tokens=max_tokens) | own
+        listed.append(Benchmark(source.name, made[source.name], rules.pop("k"), rules))
+    return Evaluator(base.but(seed=e.seed), listed, config.grader)

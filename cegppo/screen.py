@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from .config import Config
-from .counts import mean_accuracy
+from .problems.counts import mean_accuracy
 
 MISSING = float("nan")
 

@@ -20,7 +20,7 @@ MAX_LOG_RATIO = 20.0
 class BadInput(Exception):
     """What the user gave cannot be used. Printed as one line; exit code 2."""
 
-    shared = False  # whether every rank has it (parallel.together)
+    shared = False  # whether every rank has it (ranks.together)
 
 
 class Verdict(StrEnum):

@@ -44,7 +44,7 @@ def tiny_model(tmp_path_factory) -> Path:
     high)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from cegppo.testbed import make_tokenizer
+    from cegppo.problems.testbed import make_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = make_tokenizer()

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 
 import run
-from cegppo import config, parallel
-from cegppo.entropy import Tally
+from cegppo import config, ranks
+from cegppo.instrument.tally import Tally
 from cegppo.losses import ppo_clip
-from cegppo.train import Objective, Trainer, train, update
+from cegppo.model import parallel
+from cegppo.objective import Objective
+from cegppo.train import Trainer, train
 from cegppo.types import BadInput
+from cegppo.update import update
 
 PPO = ["method=ppo", "update.kl_coef=0.1"]
 EVAL = ["eval.k=3", "eval.size=5"]
@@ -63,19 +66,19 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
 
 def main(experiment: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    parallel.join()
-    status = train(config.load(experiment, [*PPO, "steps=4", f"run_dir={folder}"])[0], parallel.Elsewhere())
+    ranks.join()
+    status = train(config.load(experiment, [*PPO, "steps=4", f"run_dir={folder}"])[0], ranks.Elsewhere())
     assert status == "finished"
     said = None
     try:
-        with parallel.together():
-            if parallel.rank() == 1:
+        with ranks.together():
+            if ranks.rank() == 1:
                 raise BadInput("only here")
     except BadInput as error:
         said = str(error)
     made = gradients(experiment)
-    everyone = parallel.gathered(said)
-    if parallel.rank() == 0:
+    everyone = ranks.gathered(said)
+    if ranks.rank() == 0:
         torch.save({"said": everyone, **made}, folder / "made.pt")
     assert run.main(["eval", str(folder), *EVAL]) == 0  # leaves the other ranks at its end
 

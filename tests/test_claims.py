@@ -11,7 +11,7 @@ import scipy.stats
 import yaml
 
 from analysis import claims, fig_claims, fig_table1, load
-from cegppo import sweep
+from cegppo.sweep import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = np.array([0.0, 0.02, -0.01, 0.01, -0.02])
@@ -205,7 +205,7 @@ def test_the_shipped_claims_name_runs_and_metrics_that_exist():
         assert c.metric == "benchmarks" or f"`{c.metric}`" in glossary, c.name
         path = ROOT / "sweeps" / f"{c.experiment}.yaml"
         if path not in arms:
-            arms[path] = set(sweep.describe(path).tree["arms"])
+            arms[path] = set(grid.describe(path).tree["arms"])
         assert set(c.arms) <= arms[path], c.name
 
 

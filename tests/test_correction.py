@@ -6,11 +6,16 @@ import sys
 import pytest
 import torch
 
-from cegppo import config, policy
+from cegppo import config
 from cegppo.config import VLLM
+from cegppo.metrics import mismatch
+from cegppo.model import policy
+from cegppo.objective import Objective, correction, weigh
+from cegppo.rollout.divided import sampler
 from cegppo.rollout.vllm import default_max_mismatch
-from cegppo.train import Diverged, Objective, Trainer, correction, mismatch, sampler, weigh
+from cegppo.train import Trainer
 from cegppo.types import BadInput, TokenBatch
+from cegppo.update import Diverged
 
 from .test_train import gradient, load
 

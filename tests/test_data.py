@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 import run
-from cegppo import config, data, testbed
+from cegppo import config
 from cegppo.config import Data, Source
-from cegppo.data import Problems, PromptStream, benchmarks
-from cegppo.record import read_meta
+from cegppo.problems import data, testbed
+from cegppo.problems.data import Problems, PromptStream, benchmarks
+from cegppo.record.run import read_meta
 from cegppo.train import train
 from cegppo.types import BadInput
 

@@ -12,21 +12,23 @@ import torch
 from torch import nn
 
 from cegppo import config
-from cegppo.entropy import (
+from cegppo.instrument.entropy import (
     CLASSES,
     ClipRange,
-    Tally,
     clip_side,
     covariance_form,
     entropy_change,
     gradient_contribution,
     token_class,
 )
-from cegppo.ledger import Ledger, probe_entropy
-from cegppo.policy import token_statistics
-from cegppo.record import read_lines
-from cegppo.train import Objective, Trainer, train, update
+from cegppo.instrument.ledger import Ledger, probe_entropy
+from cegppo.instrument.tally import Tally
+from cegppo.model.head import token_statistics
+from cegppo.objective import Objective
+from cegppo.record.files import read_lines
+from cegppo.train import Trainer, train
 from cegppo.types import TokenBatch
+from cegppo.update import update
 
 from .test_train import Silent, gradient, load, moved, without_times
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cegppo import completions, config, counts, grader, reward
+from cegppo import config
+from cegppo.problems import completions, counts, grader, reward
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +148,7 @@ def test_killed_workers_are_replaced_and_die_with_their_parent():
 
 def test_workers_die_when_the_asking_process_is_killed():
     code = (
-        "from cegppo import grader; p = grader.Pool(2.0, 512, 1); p.grade([('1', 'x')]); print(p.started[0],"
+        "from cegppo.problems import grader; p = grader.Pool(2.0, 512, 1); p.grade([('1', 'x')]); print(p.started[0],"
         " flush=True); p.grade([('1', '10^{10^{10}}')] * 1000)"
     )
     asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -168,7 +169,7 @@ def test_nothing_starts_where_nothing_needs_algebra():
     """A run on generated tasks, or with plain numbers, must not pay for sympy."""
     code = """
 import sys
-from cegppo import grader, reward
+from cegppo.problems import grader, reward
 from cegppo.types import Prompt, Rollout
 entry = {"question": "2 + 3 =", "answer": "5", "metadata": {}}
 made = [Rollout(Prompt("s", "s", "q", (), "5", t, e), 0, (), (), "stop", f"\\\\boxed{{{a}}}")
@@ -301,7 +302,7 @@ def test_eval_says_what_it_takes(arguments, part):
 
 
 def test_grading_saved_texts_needs_no_torch():
-    code = "import sys; from cegppo import completions, config, screen; print('torch' in sys.modules)"
+    code = "import sys; from cegppo import config, screen; from cegppo.problems import completions; print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
         == "False\n"

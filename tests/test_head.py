@@ -4,7 +4,7 @@ repeated backward passes, memory."""
 import pytest
 import torch
 
-from cegppo.head import head_statistics, token_statistics
+from cegppo.model.head import head_statistics, token_statistics
 
 N, V, H = 37, 301, 24
 BLOCK = 4 * 5 * V  # bytes: blocks of five tokens of the whole (small) vocabulary
@@ -32,7 +32,7 @@ def gradients(s, wanted):
 
 @pytest.fixture(params=[64, 10**9], ids=["blocks of the vocabulary", "whole vocabulary"])
 def width(request, monkeypatch):
-    monkeypatch.setattr("cegppo.head.BLOCK_VOCABULARY", {"cpu": request.param, "cuda": request.param})
+    monkeypatch.setattr("cegppo.model.head.BLOCK_VOCABULARY", {"cpu": request.param, "cuda": request.param})
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_autograd_agrees_with_finite_differences():
 def test_no_block_is_larger_than_asked(monkeypatch):
     """Tokens × vocabulary is never held: the largest product is a block's."""
     sizes = []
-    from cegppo import head
+    from cegppo.model import head
 
     product = head._product
     monkeypatch.setattr(head, "_product", lambda *a: sizes.append(product(*a)) or sizes[-1])

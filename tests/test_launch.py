@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cegppo import launch, search, sweep
-from cegppo.record import read_lines, read_meta
+from cegppo.record.files import read_lines
+from cegppo.record.run import read_meta
+from cegppo.sweep import grid, launch, search
 from cegppo.types import BadInput
 
 from .test_config import ROOT, run
@@ -83,9 +84,9 @@ def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatc
     (tmp_path / "two.yaml").write_text(
         SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
     )
-    described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=1"])
-    loaded = sweep.grid(described)
-    assert sweep.run_all(loaded, sweep.Grid(loaded), lambda states: None) == (0, []), sweep.error_of(loaded.runs[0])
+    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=1"])
+    loaded = grid.expand(described)
+    assert grid.run_all(loaded, grid.Grid(loaded), lambda states: None) == (0, []), grid.error_of(loaded.runs[0])
     assert read_meta(loaded.runs[0].folder)["sessions"][-1]["ranks"] == 2
 
 
@@ -95,8 +96,8 @@ def test_an_interrupted_run_of_several_gpus_is_stopped_and_not_failed(tiny, tmp_
     (tmp_path / "two.yaml").write_text(
         SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
     )
-    described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=400"])
-    loaded = sweep.grid(described)
+    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=400"])
+    loaded = grid.expand(described)
     (run_,) = loaded.runs
 
     def show(states):  # the person at the keyboard, once
@@ -105,7 +106,7 @@ def test_an_interrupted_run_of_several_gpus_is_stopped_and_not_failed(tiny, tmp_
             raise KeyboardInterrupt
 
     pressed: list[bool] = []
-    assert sweep.run_all(loaded, sweep.Grid(loaded), show) == (130, []), sweep.error_of(run_)
+    assert grid.run_all(loaded, grid.Grid(loaded), show) == (130, []), grid.error_of(run_)
     assert read_meta(run_.folder)["status"] == "stopped" and 0 < run_.last_metrics()["step"] < 400
 
 
@@ -137,35 +138,35 @@ def test_a_sweep_on_ray_and_runs_taken_over_from_it(tiny, tmp_path):
     (tmp_path / "two.yaml").write_text(
         "include: one.yaml\ntakes_from: [one]\narms:\n  same: {method: cegppo}\n  other: {loss.eps_low: 0.1}\n"
     )
-    described = sweep.describe(tmp_path / "two.yaml", [results])
-    grid = sweep.grid(described)
-    work = sweep.Grid(grid)
+    described = grid.describe(tmp_path / "two.yaml", [results])
+    expanded = grid.expand(described)
+    work = grid.Grid(expanded)
     assert [r.arm for r in work._waiting] == ["other"]
     taken = tmp_path / "results" / "two" / "same" / "seed0"
     assert read_meta(taken)["taken_from"] == str(first)
     assert (taken / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
-    assert sweep.grid(described).runs[0].finished()  # its config.yaml is the one asked for, or this would raise
+    assert grid.expand(described).runs[0].finished()  # its config.yaml is the one asked for, or this would raise
 
 
 def test_arms_that_start_from_other_weights_are_refused(tiny, tmp_path, monkeypatch):
     (tmp_path / "two.yaml").write_text(SWEEP.replace("seeds: [0, 1]", "seeds: [0]"))
-    described = sweep.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}"])
-    done, missing = sweep.grid(described).runs
+    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}"])
+    done, missing = grid.expand(described).runs
     done.folder.mkdir(parents=True)
     (done.folder / "meta.json").write_text(
         json.dumps({"status": "finished", "steps": 2, "start_weights": "of another machine"})
     )
     loaded = described.sweep([done, missing])
     assert [r.finished() for r in loaded.runs] == [True, False]
-    sweep.Grid(loaded)  # a model of the user's own is the same file everywhere
+    grid.Grid(loaded)  # a model of the user's own is the same file everywhere
     done.config.model.path = "testbed"
-    monkeypatch.setattr(sweep.testbed, "base_model", lambda: tiny.parent)
-    monkeypatch.setattr(sweep.testbed, "weights_digest", lambda folder: "of this machine")
+    monkeypatch.setattr(grid.testbed, "base_model", lambda: tiny.parent)
+    monkeypatch.setattr(grid.testbed, "weights_digest", lambda folder: "of this machine")
     with pytest.raises(
         BadInput,
         match="started from other base weights than this machine makes, so cegppo seed 0 could not be compared",
     ):
-        sweep.Grid(loaded)
+        grid.Grid(loaded)
 
 
 SEARCH = """
@@ -217,11 +218,11 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
     too."""
     (tmp_path / "seek.yaml").write_text(SEARCH.replace("trials: 6", "trials: 12"))
     played = Played()
-    monkeypatch.setattr(sweep.launch, "launcher", lambda *_: played)
-    monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
-    described = sweep.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    monkeypatch.setattr(grid.launch, "launcher", lambda *_: played)
+    monkeypatch.setattr(grid.time, "sleep", lambda _: None)
+    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     work = search.Search(described)
-    assert sweep.run_all(described.sweep(work.runs), work, lambda states: None) == (0, [])
+    assert grid.run_all(described.sweep(work.runs), work, lambda states: None) == (0, [])
     rows = read_lines(tmp_path / "results" / "seek" / "trials.jsonl")
     assert len(rows) == 12 and played.started == [f"trial{n:03d}" for n in range(12)]
     seen = []
@@ -239,7 +240,7 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
     work.close()
     with pytest.raises(BadInput, match="holds a search of another space or objective"):
         (tmp_path / "seek.yaml").write_text(SEARCH.replace("high: 1.0", "high: 2.0"))
-        search.Search(sweep.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"]))
+        search.Search(grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"]))
 
 
 def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, monkeypatch, capfd):
@@ -249,13 +250,13 @@ def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, mo
         "updates_per_step: [1, 2]", "group_size: [4, 3], prompts_per_step: [4, 1], updates_per_step: [4, 1]"
     )
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 16"))
-    monkeypatch.setattr(sweep.launch, "launcher", lambda *_: Played())
-    monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
-    described = sweep.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    monkeypatch.setattr(grid.launch, "launcher", lambda *_: Played())
+    monkeypatch.setattr(grid.time, "sleep", lambda _: None)
+    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     work = search.Search(described)
     with pytest.raises(BadInput, match="another live process is searching there"):
         search.Search(described)
-    assert sweep.run_all(described.sweep(work.runs), work, lambda states: None) == (0, [])
+    assert grid.run_all(described.sweep(work.runs), work, lambda states: None) == (0, [])
     rows = read_lines(tmp_path / "results" / "seek" / "trials.jsonl")
     bad = lambda p: p["group_size"] * p["prompts_per_step"] % p["updates_per_step"] != 0
     assert len(rows) == 16 and {r["state"] for r in rows if bad(r["params"])} == {"fail"}  # by chance, but a seeded one
@@ -266,7 +267,7 @@ def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, mo
 def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
     text = SEARCH.replace("metric: knob", "metric: reward/mean").replace("steps: 4", "steps: 2")
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 2").replace("seeds: [0]", "seeds: [0, 1]"))
-    described = sweep.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     first = search.Search(described)
     begun = first.next()  # asked for and never run: the process died
     first.close()
@@ -306,7 +307,7 @@ def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
 def test_bad_searches(tiny, tmp_path, change, part):
     (tmp_path / "seek.yaml").write_text(SEARCH.replace(*change))
     with pytest.raises(BadInput) as error:
-        search.plan(sweep.describe(tmp_path / "seek.yaml"))
+        search.plan(grid.describe(tmp_path / "seek.yaml"))
     assert part in str(error.value)
 
 

@@ -6,11 +6,16 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from cegppo import config, memory, policy
-from cegppo.policy import Policy, checkpointed
-from cegppo.record import read_lines
-from cegppo.train import Objective, Trainer, train, update
+from cegppo import config
+from cegppo.model import attention, memory
+from cegppo.model.attention import checkpointed
+from cegppo.model.optimizer import OffloadedAdamW
+from cegppo.model.policy import Policy
+from cegppo.objective import Objective
+from cegppo.record.files import read_lines
+from cegppo.train import Trainer, train
 from cegppo.types import BadInput, Prompt, Rollout
+from cegppo.update import update
 
 from .test_train import Silent
 
@@ -34,7 +39,7 @@ def batch(p: Policy, lengths=((3, 5), (7, 2), (1, 1), (4, 11), (2, 8))):
 def gradients(p: Policy, tiny, x) -> list[torch.Tensor]:
     """The unclipped gradient of one update of `x`, entropy term included."""
     objective = Objective.at(loaded(tiny, "update.grad_clip=0", "update.entropy_coef=0.1"), 0)
-    from cegppo.entropy import Tally
+    from cegppo.instrument.tally import Tally
 
     update(p, torch.optim.SGD(p.model.parameters(), lr=0.0), x, objective, Tally())
     return [v.grad.clone() for v in p.model.parameters()]
@@ -185,11 +190,11 @@ def test_what_cannot_fit_is_refused_with_numbers(tiny):
 def test_offloaded_moments_make_the_same_steps(tiny, tmp_path):
     """Bit for bit, and through a checkpoint; with weight decay, and a parameter that has no
     gradient."""
-    from cegppo.train import load_optimizer, optimizer_tensors, save_tensors
+    from cegppo.checkpoint import load_optimizer, optimizer_tensors, save_tensors
 
     torch.manual_seed(0)
     start = [torch.randn(4, 3), torch.randn(5), torch.randn(2)]
-    kinds = (torch.optim.AdamW, memory.OffloadedAdamW)
+    kinds = (torch.optim.AdamW, OffloadedAdamW)
     ours = [[torch.nn.Parameter(v.clone()) for v in start] for _ in kinds]
     made = [kind(values, lr=0.1, weight_decay=0.1) for kind, values in zip(kinds, ours)]
     for step in range(4):
@@ -200,7 +205,7 @@ def test_offloaded_moments_make_the_same_steps(tiny, tmp_path):
             optimizer.step()
         if step == 1:
             save_tensors(optimizer_tensors(made[1]), tmp_path, "optimizer.safetensors")
-            made[1] = memory.OffloadedAdamW(ours[1], lr=0.1, weight_decay=0.1)
+            made[1] = OffloadedAdamW(ours[1], lr=0.1, weight_decay=0.1)
             load_optimizer(made[1], tmp_path / "optimizer.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(*ours)) and torch.equal(ours[0][2], start[2])
     assert len(made[1].param_groups[0]["params"]) == 3
@@ -272,12 +277,12 @@ def test_variable_length_attention_hands_over_the_right_layout(monkeypatch, wind
             )
         return torch.cat(made)
 
-    monkeypatch.setattr(policy, "varlen_attn", kernel)
+    monkeypatch.setattr("cegppo.model.attention.varlen_attn", kernel)
     g = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, heads, sum(lengths), size, generator=g).bfloat16().float() for heads in (queries, keys, keys)
     )
-    made, _ = policy.variable_length_attention(
+    made, _ = attention.variable_length_attention(
         None,
         q,
         k,

@@ -16,8 +16,8 @@ import torch
 
 import run
 from cegppo import config
-from cegppo.parallel import shares
-from cegppo.record import read_lines
+from cegppo.ranks import shares
+from cegppo.record.files import read_lines
 from cegppo.train import train
 
 from . import ranks

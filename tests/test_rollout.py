@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from cegppo.policy import Policy
+from cegppo.model.policy import Policy
 from cegppo.rollout import hf
 from cegppo.rollout.hf import HFSampler, sample_tokens
 from cegppo.types import Prompt

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cegppo import advantage, config, evaluate, reward, testbed
+from cegppo import advantage, config, evaluate
 from cegppo.config import Source
-from cegppo.data import Problems, PromptStream, benchmarks
+from cegppo.problems import reward, testbed
+from cegppo.problems.data import Problems, PromptStream, benchmarks
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 # --------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from analysis import ledger, load, stats
-from cegppo import search, sweep
-from cegppo.record import read_lines
+from cegppo.record.files import read_lines
+from cegppo.sweep import grid, search
 from cegppo.types import BadInput
 
 from .test_config import run
@@ -40,12 +40,12 @@ def demo(tiny):
     return path
 
 
-def grid(path, overrides=()):
-    return sweep.grid(sweep.describe(path, list(overrides)))
+def expand(path, overrides=()):
+    return grid.expand(grid.describe(path, list(overrides)))
 
 
 def test_expansion(demo):
-    loaded = grid(demo, ["update.lr=0.5", "sweep.seeds=[3]", "sweep.workers=1"])
+    loaded = expand(demo, ["update.lr=0.5", "sweep.seeds=[3]", "sweep.workers=1"])
     assert [(r.arm, r.seed) for r in loaded.runs] == [
         ("grpo", 3),
         ("clip_higher", 3),
@@ -80,7 +80,7 @@ def test_expansion(demo):
 def test_bad_sweeps(demo, change, part):
     demo.write_text(ARMS.replace(*change))
     with pytest.raises(BadInput) as error:
-        grid(demo)
+        expand(demo)
     assert part in str(error.value)
 
 
@@ -94,11 +94,11 @@ def test_bad_sweeps(demo, change, part):
     ids=lambda p: p.stem,
 )
 def test_every_shipped_sweep_differs_only_in_what_it_names(path):
-    described = sweep.describe(path, ["sweep.seeds=[0]"])
+    described = grid.describe(path, ["sweep.seeds=[0]"])
     if "space" in described.tree:
         assert "trials" in search.plan(described)
     else:
-        assert len(sweep.grid(described).runs) >= 2 and sweep.describe(path).tree["seeds"]
+        assert len(grid.expand(described).runs) >= 2 and grid.describe(path).tree["seeds"]
 
 
 def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_path):

@@ -14,10 +14,14 @@ import pytest
 import torch
 
 from cegppo import config, losses
-from cegppo.entropy import Tally
-from cegppo.record import Record, checkpoint, read_lines
-from cegppo.train import Objective, Trainer, aggregation, kl_penalty, train, update, value_loss
+from cegppo.instrument.tally import Tally
+from cegppo.model.critic import value_loss
+from cegppo.objective import Objective, aggregation, kl_penalty
+from cegppo.record.files import read_lines
+from cegppo.record.run import Record, checkpoint
+from cegppo.train import Trainer, train
 from cegppo.types import BadInput, TokenBatch
+from cegppo.update import update
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -392,7 +396,7 @@ def test_wandb_mirrors_offline_and_an_unreachable_one_stops_nothing(tiny, tmp_pa
         assert time.time() < end
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("cegppo.record.WANDB_PATIENCE", 3)
+    monkeypatch.setattr("cegppo.record.mirror.WANDB_PATIENCE", 3)
     assert train(load(tiny, "steps=2", "wandb.mode=online", f"run_dir={tmp_path / 'on'}"), Silent()) == "finished"
     assert "wandb (online) cannot start" in capfd.readouterr().err
     assert without_times(tmp_path / "on" / "metrics.jsonl") == without_times(tmp_path / "off" / "metrics.jsonl")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ..policy import Policy
+from ..model.policy import Policy
 from ..types import Prompt, Rollout
 from . import Sampler
 
@@ -63,14 +63,14 @@ class SliceLayer(CacheLayerMixin):
         return self.capacity
 
 
-def entropy_of(seed: int, step: int, prompt_id: str, index: int) -> list[int]:
+def seed_of(seed: int, step: int, prompt_id: str, index: int) -> list[int]:
     """What the random stream of one response is made of, for numpy's SeedSequence."""
     return [seed, step, zlib.crc32(prompt_id.encode()), len(prompt_id), index]
 
 
 def uniforms(seed: int, step: int, prompt_id: str, index: int, count: int) -> np.ndarray:
     """The random stream of one response: `count` float64 in [0, 1)."""
-    return np.random.default_rng(entropy_of(seed, step, prompt_id, index)).random(count)
+    return np.random.default_rng(seed_of(seed, step, prompt_id, index)).random(count)
 
 
 def sample_tokens(

@@ -23,12 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import parallel
+from .. import ranks
 from ..config import VLLM
-from ..policy import Policy
+from ..model.policy import Policy
 from ..types import BadInput, Prompt, Rollout
 from . import Sampler
-from .hf import entropy_of
+from .hf import seed_of
 
 VERSION = "0.32.0"
 
@@ -119,7 +119,7 @@ class VLLMSampler(Sampler):
             self.stop,
         ]  # what the samples depend on besides weights, seed and rules
         self.longest = min(longest, policy.model.config.max_position_embeddings)
-        with parallel.together():  # before weights are handed over, for which every rank must be there
+        with ranks.together():  # before weights are handed over, for which every rank must be there
             self.engine = self._start(settings)
         if self.sleeps:
             self.engine.sleep(level=1)
@@ -206,7 +206,7 @@ class VLLMSampler(Sampler):
     def _seed(self, prompt: Prompt, index: int, step: int) -> int:
         """63 bits."""
         return int(
-            np.random.SeedSequence(entropy_of(self.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0] >> 1
+            np.random.SeedSequence(seed_of(self.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0] >> 1
         )
 
     @property

@@ -16,13 +16,16 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from cegppo import config, testbed
+from cegppo import config
 from cegppo.config import VLLM
-from cegppo.policy import Policy
-from cegppo.record import read_lines
+from cegppo.metrics import mismatch
+from cegppo.model.policy import Policy
+from cegppo.problems import testbed
+from cegppo.record.files import read_lines
 from cegppo.rollout.vllm import VLLMSampler, default_max_mismatch
-from cegppo.train import Diverged, Trainer, mismatch, train
+from cegppo.train import Trainer, train
 from cegppo.types import BadInput, Prompt
+from cegppo.update import Diverged
 
 from ..test_train import Silent, without_times
 

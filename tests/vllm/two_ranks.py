@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from cegppo.config import VLLM
-from cegppo.policy import Policy
+from cegppo.model.policy import Policy
 from cegppo.rollout.vllm import VLLMSampler
 from tests.vllm.test_vllm import RULES, SETTINGS, key, prompts
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import Config, Data, Source, nearest
+from ..config import Config, Data, Source, nearest
+from ..types import BadInput, Prompt
 from .reward import final_answer
-from .types import BadInput, Prompt
 
 TRAINING, BENCHMARK, WARM_UP = range(3)  # what problems are for; their random seeds never meet
 BLOCK = 10_000  # a generated task is an endless row of reasoning-gym datasets of this size, each with its own seed

@@ -1,16 +1,4 @@
-"""The instrument: which tokens move the entropy, by how much, and through which side of the clip.
-
-It asks a loss nothing. The weight that a loss puts on a token's score function is measured, w = −∂
-Σ loss / ∂ log π_θ(y_t), and everything else follows from w and the token statistics of the same
-forward pass:
-
-* class: advantage sign × probability (PA&HP, PA&LP, NA&HP, NA&LP); tokens with A = 0 belong to
-  none;
-* clip side: low where A < 0 and ratio < 1 − ε_low, high where A > 0 and ratio > 1 + ε_high: what a
-  clip at those bounds would have cut, whatever the loss did with it;
-* gradient contribution: |w| √(1 − 2p + Σπ²), the norm of w ∇_z log π(y_t) in logit space;
-* first-order entropy change for dz = w ∇_z log π(y_t): −w [p (log p + H) − Σ π² (log π + H)] (arXiv
-  2602.09782, 2602.03392).
+"""Sums over the tokens of a step's updates, and the metrics that are their quotients.
 
 Sums go into a Tally, so nothing depends on how a step is cut into micro-batches. docs/metrics.md
 defines every key.
@@ -22,56 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import parallel
-from .types import TokenBatch
+from .. import ranks
+from ..types import TokenBatch
+from .entropy import (
+    CLASSES,
+    SIDES,
+    ClipRange,
+    clip_side,
+    covariance_form,
+    entropy_change,
+    gradient_contribution,
+    token_class,
+)
 
-CLASSES = ("none", "pa_hp", "pa_lp", "na_hp", "na_lp")  # index = class code; "none" is A = 0
-SIDES = ("inside", "low", "high")
 QUANTILES = (0.1, 0.5, 0.9)
-
-
-@dataclass(frozen=True)
-class ClipRange:
-    """The bounds that clip facts are stated for."""
-
-    eps_low: float
-    eps_high: float
-
-
-def token_class(logprob: Tensor, entropy: Tensor, advantage: Tensor, rule: str, threshold: float) -> Tensor:
-    """Class codes (index into CLASSES), any shape, int64.
-
-    `probability`: high means p ≥ threshold. `surprisal`: high means −log p ≤ H, the boundary at
-    which the sampled token's own part of the first-order entropy change has sign 0.
-    """
-    high = logprob.exp() >= threshold if rule == "probability" else -logprob <= entropy
-    code = torch.where(advantage > 0, 2, 4) - high.long()
-    return torch.where(advantage == 0, 0, code)
-
-
-def clip_side(ratio: Tensor, advantage: Tensor, clip: ClipRange) -> Tensor:
-    """Side codes (index into SIDES), any shape, int64."""
-    low = (advantage < 0) & (ratio < 1 - clip.eps_low)
-    high = (advantage > 0) & (ratio > 1 + clip.eps_high)
-    return low.long() + 2 * high.long()
-
-
-def gradient_contribution(weight: Tensor, prob: Tensor, sum_p2: Tensor) -> Tensor:
-    """|w| · ‖e_a − π‖₂, any shape."""
-    return weight.abs() * (1 - 2 * prob + sum_p2).clamp(min=0).sqrt()
-
-
-def entropy_change(weight: Tensor, logprob: Tensor, entropy: Tensor, sum_p2: Tensor, sum_p2_logp: Tensor) -> Tensor:
-    """First-order ΔH of one state's softmax for the logit step w (e_a − π), in nats per unit of
-    step; any shape."""
-    own = logprob.exp() * (logprob + entropy)
-    return -weight * (own - (sum_p2_logp + entropy * sum_p2))
-
-
-def covariance_form(advantage: Tensor, logprob: Tensor, entropy: Tensor) -> Tensor:
-    """One sample's term of −Cov_{a∼π}(log π, π A) (arXiv 2509.20712, Eq. 7): −(log p + H) p A;
-    any shape."""
-    return -(logprob + entropy) * logprob.exp() * advantage
 
 
 @dataclass
@@ -138,7 +90,7 @@ class Tally:
 
     def gathered(self) -> "Tally":
         """The sum over all ranks; itself when there is one."""
-        tallies = parallel.gathered(self)
+        tallies = ranks.gathered(self)
         if len(tallies) == 1:
             return self
         whole = Tally()

@@ -30,11 +30,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import config as config_module
-from . import launch, testbed
-from .config import Config, nearest
-from .record import read_lines, read_meta, refuse_other_run, write_whole
-from .types import BadInput
+from ..config import Config, as_yaml, nearest, parse_overrides, read_yaml, resolved, under
+from ..config import load as load_config
+from ..problems import testbed
+from ..record.files import read_lines, write_whole
+from ..record.run import read_meta, refuse_other_run
+from ..types import BadInput
+from . import launch
 
 KEYS = {
     "experiment": str, "varies": list, "seeds": list, "workers": int, "common": dict, "takes_from": list, "arms": dict,
@@ -42,7 +44,7 @@ KEYS = {
 }  # fmt: skip
 OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from"), ("search", "space", "objective", "trials")
 OF_THE_SWEEP = ("workers", "seeds", "launcher", "gpus", "slurm", "search", "trials")  # keys that `sweep.KEY=…` may set
-RUN = Path(__file__).resolve().parent.parent / "run.py"
+RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Description:
         experiment = Path(os.path.normpath(self.path.parent / self.tree["experiment"]))
         given = [f"{k}={_as_text(v)}" for k, v in {**self.tree.get("common", {}), **changes}.items()]
         every = (*given, f"experiment={self.name}", f"arm={arm}", f"seed={seed}", *self.overrides)
-        return Run(str(arm), seed, experiment, every, config_module.load(experiment, list(every))[0])
+        return Run(str(arm), seed, experiment, every, load_config(experiment, list(every))[0])
 
     def sweep(self, runs: list[Run]) -> Sweep:
         tree = self.tree
@@ -133,7 +135,7 @@ def describe(path: str | Path, overrides: list[str] = ()) -> Description:
     mine, rest = {}, []
     for item in overrides:
         if item.startswith("sweep."):
-            mine |= config_module.parse_overrides([item.removeprefix("sweep.")])
+            mine |= parse_overrides([item.removeprefix("sweep.")])
         else:
             rest.append(item)
     for key in mine:
@@ -164,7 +166,7 @@ def describe(path: str | Path, overrides: list[str] = ()) -> Description:
     return Description(path, tree, rest)
 
 
-def grid(d: Description) -> Sweep:
+def expand(d: Description) -> Sweep:
     """Arms × seeds of a sweep file. Raises BadInput, also when arms differ in anything that
     `varies` does not name."""
     path, tree = d.path, d.tree
@@ -182,14 +184,14 @@ def grid(d: Description) -> Sweep:
             raise BadInput(f"{path}: two runs would write to {run.folder}")
     _refuse_other_differences(path, runs, tree["varies"])
     for run in runs:  # a finished run of another configuration is not the run that was asked for
-        if not run.finished() or run.config.identity() != config_module.resolved(run.folder / "config.yaml").identity():
+        if not run.finished() or run.config.identity() != resolved(run.folder / "config.yaml").identity():
             refuse_other_run(run.folder, run.config)
     return d.sweep(runs)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The sweep file at `path` on top of the one that it includes, if any."""
-    tree = config_module.read_yaml(path)
+    tree = read_yaml(path)
     base = tree.pop("include", None)
     if not isinstance(tree.get("common", {}), dict):
         raise BadInput(f"{path}: 'common' takes a dict, not {tree['common']!r}")
@@ -211,7 +213,7 @@ def _refuse_other_differences(path: Path, runs: list[Run], varies: list[str]) ->
     for run in runs[1:]:
         other = run.config.identity()
         for key in sorted(first.keys() | other.keys()):
-            if not config_module.under(key, [*varies, "seed"]) and first.get(key) != other.get(key):
+            if not under(key, [*varies, "seed"]) and first.get(key) != other.get(key):
                 raise BadInput(
                     f"{path}: arms '{runs[0].arm}' and '{run.arm}' differ in '{key}', which `varies` does not name"
                 )
@@ -331,14 +333,10 @@ def take_over(run: Run, sweeps: list[str]) -> Path | None:
             meta = read_meta(folder)
             if meta.get("status") != "finished" or meta.get("steps") != run.config.steps:
                 continue
-            if same(config_module.resolved(folder / "config.yaml")) != same(run.config) or not _same_start(
-                meta, run.config
-            ):
+            if same(resolved(folder / "config.yaml")) != same(run.config) or not _same_start(meta, run.config):
                 continue
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(
-                run.folder / "config.yaml", config_module.as_yaml(run.config)
-            )  # first: a killed copy is begun again
+            write_whole(run.folder / "config.yaml", as_yaml(run.config))  # first: a killed copy is begun again
             for name in ("eval.jsonl", "metrics.jsonl"):
                 shutil.copy(folder / name, run.folder / name)
             write_whole(

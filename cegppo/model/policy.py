@@ -1,10 +1,6 @@
-"""The only file that knows a model: load, forward to token statistics, micro-batches, save, shard.
-Also the critic of PPO.
+"""The policy: load a model, forward to token statistics, micro-batches, collate, save, shard.
 
-Rows are right-padded and causal attention never looks right, so no attention mask is needed; only
-the hidden states that predict response tokens meet the vocabulary. Packed rows lie one after the
-other without padding and attention keeps them apart: by cumulative lengths where the device has
-variable-length attention, by a mask elsewhere. docs/memory.md has the switches.
+Only the hidden states that predict response tokens meet the vocabulary.
 """
 
 import copy
@@ -15,25 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .. import ranks
+from ..config import Config
+from ..types import BadInput, Rollout, TokenBatch
 from . import parallel
+from .attention import checkpointed, packed_states, predicting_states
 from .head import TokenStatistics, head_statistics, token_statistics
-from .types import BadInput, Rollout, TokenBatch
 
 
 def choose_device(name: str) -> torch.device:
     """The device that `name` means; with several ranks a GPU of its own for each."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if parallel.world() > 1 and name != "cpu":
+    if ranks.world() > 1 and name != "cpu":
         if name != "cuda":
             raise BadInput(f"model.device={name}: with several ranks it is auto, cuda or cpu")
-        if parallel.local_rank() >= torch.cuda.device_count():
+        if ranks.local_rank() >= torch.cuda.device_count():
             raise BadInput(f"model.device={name}: more ranks on this machine than its {torch.cuda.device_count()} GPUs")
-        name = f"cuda:{parallel.local_rank()}"
+        name = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -127,7 +124,7 @@ class Policy:
 
     def shard(self) -> "Policy":
         """Divide the weights among the ranks. Optimizers are made after it, copies before it."""
-        if parallel.world() > 1:
+        if ranks.world() > 1:
             self._replica = parallel.Replica(self.model)
             parallel.shard(self.model, list(self.model.get_decoder().layers))
         return self
@@ -195,7 +192,7 @@ class Policy:
             s = self.statistics(micro)
             for name, value_N in zip(made, (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)):
                 made[name][index, : micro.mask_BT.shape[1]] += scatter(value_N, micro.mask_BT)
-        return {name: parallel.total(value_BT) for name, value_BT in made.items()}
+        return {name: ranks.total(value_BT) for name, value_BT in made.items()}
 
     def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]:
         """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone),
@@ -208,8 +205,8 @@ class Policy:
         response tokens.
         """
         total_B = (x.prompt_len_B + x.length_B.long()).tolist()
-        plans = [list(self._packed(rows, total_B)) for rows in parallel.shares(total_B, parallel.world())]
-        mine = plans[parallel.rank()]
+        plans = [list(self._packed(rows, total_B)) for rows in ranks.shares(total_B, ranks.world())]
+        mine = plans[ranks.rank()]
         for rows in mine:
             index = torch.tensor(rows)
             yield index, x.rows(index)
@@ -271,120 +268,16 @@ def without_tokens(x: TokenBatch) -> TokenBatch:
     return row.but(sequence_BS=x.sequence_BS[:1, :2])
 
 
-def response_positions(x: TokenBatch) -> tuple[Tensor, Tensor]:
-    """([N] rows, [N] places in the sequence) of the N response tokens of `x`, row by row."""
-    row_N, t_N = torch.nonzero(x.mask_BT, as_tuple=True)
-    return row_N, x.prompt_len_B[row_N] + t_N
-
-
-def predicting_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
-    """([N, H] hidden states that predict the response tokens, [N] those tokens)."""
-    hidden_BSH = decoder(input_ids=x.sequence_BS[:, :-1], use_cache=False).last_hidden_state
-    row_N, place_N = response_positions(x)
-    flat_N = row_N * hidden_BSH.shape[1] + place_N - 1
-    return hidden_BSH.flatten(0, 1).index_select(0, flat_N), x.sequence_BS[row_N, place_N]
-
-
-def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
-    """As `predicting_states`, from one row of tokens without padding; positions start again at 0
-    with each sequence.
-
-    Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers
-    makes a block-diagonal mask from the positions.
-    """
-    length_B = x.prompt_len_B + x.length_B.long() - 1  # the last token predicts nothing
-    position_BS = torch.arange(x.sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
-    inside_BS = position_BS < length_B[:, None]
-    edge_B = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
-    edges, longest = edge_B.int(), int(length_B.max())
-    hidden_NH = decoder(
-        input_ids=x.sequence_BS[:, :-1][inside_BS][None],
-        position_ids=position_BS[inside_BS][None],
-        use_cache=False,
-        cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=longest, max_length_k=longest,
-    ).last_hidden_state[0]  # fmt: skip
-    row_N, place_N = response_positions(x)
-    return hidden_NH.index_select(0, edge_B[row_N] + place_N - 1), x.sequence_BS[row_N, place_N]
-
-
-def variable_length_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own
-    flash attention: bf16, CUDA.
-
-    Without cumulative lengths (the sampler's calls) it is the usual one.
-    """
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
-        )
-    query, key, value = (v[0].transpose(0, 1).bfloat16() for v in (query, key, value))
-    shared = query.shape[1] // key.shape[1]  # repeated here, as every version of the kernel takes it
-    key, value = (v.repeat_interleave(shared, dim=1) for v in (key, value))
-    window = (sliding_window - 1 if sliding_window else -1, 0)  # (-1, 0) is causal
-    made = varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, max_length_q,
-        max_length_q,
-        scale=scaling, window_size=window,
-    )  # fmt: skip
-    return made[None], None
-
-
-AttentionInterface.register("variable_length", variable_length_attention)
-
-
-@contextmanager
-def checkpointed(decoder: nn.Module):
-    """Its layers checkpoint inside, if that was enabled and gradients are on.
-
-    transformers ties checkpointing to `training`; set on the layers alone it switches no dropout
-    on, and the sampler, which needs the cache that checkpointing drops, never sees it.
-    """
-    layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-    layers = layers if torch.is_grad_enabled() else []
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
-
-
 def scatter(value_N: Tensor, mask_BT: Tensor) -> Tensor:
     """[N] values back to their places in [B, T]; 0 elsewhere. Differentiable."""
     return torch.zeros_like(mask_BT, dtype=value_N.dtype).masked_scatter(mask_BT.bool(), value_N)
 
 
-class Critic(nn.Module):
-    """V(s_t) for PPO: a copy of the policy's decoder with a linear head, trained by its own
-    optimizer."""
-
-    def __init__(self, policy: Policy):
-        super().__init__()
-        self.policy = policy
-        self.decoder = copy.deepcopy(policy.model.get_decoder())
-        self.head = nn.Linear(policy.model.config.hidden_size, 1, device=policy.device)
-        nn.init.zeros_(self.head.weight)  # starts at V = 0 everywhere, without drawing random numbers
-        nn.init.zeros_(self.head.bias)
-        self.requires_grad_(True)
-
-    def shard(self) -> "Critic":
-        """Divide the weights among the ranks."""
-        parallel.shard(self, list(self.decoder.layers))
-        return self
-
-    def forward(self, x: TokenBatch) -> Tensor:
-        """[B, T] value of the state before each response token; 0 elsewhere."""
-        hidden_NH, _ = self.policy.states(self.decoder, x)
-        return scatter(self.head(hidden_NH.to(self.head.weight.dtype))[:, 0], x.mask_BT)
+def load_policy(config: Config, path: str | Path) -> Policy:
+    """The policy of weights `path`, computing as `config` says."""
+    m = config.model
+    return Policy.load(
+        path, m.device, dtype=m.dtype, packing=m.packing, checkpointing=m.gradient_checkpointing,
+        head_chunk=m.head_chunk,
+        temperature=config.rollout.temperature, micro_batch_tokens=config.update.micro_batch_tokens,
+    )  # fmt: skip

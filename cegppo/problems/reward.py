@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
+from ..types import Rollout, Score, Verdict
 from . import grader
-from .types import Rollout, Score, Verdict
 
 SOURCES = ("task", "random")
 _BOX = "\\boxed{"

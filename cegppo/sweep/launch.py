@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from .types import BadInput
+from ..types import BadInput
 
 NAMES = ("local", "ray", "slurm")
 STOP = ".stop"  # a file of this name in a run's folder asks the run to stop where it can resume, wherever it runs

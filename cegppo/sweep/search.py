@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from .config import digest, nearest
-from .counts import mean_accuracy
-from .record import read_lines, write_whole
-from .sweep import Description, Run
-from .types import BadInput
+from ..config import digest, nearest
+from ..problems.counts import mean_accuracy
+from ..record.files import read_lines, write_whole
+from ..types import BadInput
+from .grid import Description, Run
 
 SAMPLERS = ("random", "tpe")
 OBJECTIVE = {"metric": "eval/mean", "direction": "maximize", "window": 5, "prune": True}

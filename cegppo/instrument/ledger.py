@@ -19,17 +19,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import parallel
+from .. import ranks
+from ..model import parallel
+from ..model.head import TokenStatistics
+from ..model.policy import Policy
+from ..types import TokenBatch
 from .entropy import CLASSES, SIDES, ClipRange, clip_side, entropy_change, token_class
-from .policy import Policy, TokenStatistics
-from .types import TokenBatch
 
 REST = ("momentum", "decay", "other")  # parts of a step that are no class of tokens
 
 
 def dot(left: list[Tensor], right: list[Tensor]) -> float:
     """⟨left, right⟩ over all parameters, and over the ranks' shards of them, summed in float64."""
-    return parallel.total(
+    return ranks.total(
         float(sum((parallel.local(a).double() * parallel.local(b).double()).sum() for a, b in zip(left, right)))
     )
 
@@ -124,7 +126,7 @@ class Ledger:
         slopes["other"] = [slope_N - torch.where(code_N > 0, policy_slope_N, 0.0)]
         if entropy_slope_N is not None:
             slopes["other"].append(entropy_slope_N)
-        present = parallel.anywhere([any(bool(v.any()) for v in values) for values in slopes.values()])
+        present = ranks.anywhere([any(bool(v.any()) for v in values) for values in slopes.values()])
         for (name, values), somewhere in zip(slopes.items(), present):
             if somewhere:  # then every rank takes part
                 self._add(name, [s.logprob_N, s.entropy_N][: len(values)], values)
@@ -174,7 +176,7 @@ class Ledger:
             made[f"ledger/predicted_{name}"] = sum(v for k, v in changes.items() if k.split(".")[0] == name)
             made[f"ledger/measured_{name}"] = self._measured_alone(mine) if mine else 0.0
         self._put(now)
-        logit = {name: parallel.total(value) for name, value in self.logit.items()}
+        logit = {name: ranks.total(value) for name, value in self.logit.items()}
         made |= {f"ledger/logit_{name}": value for name, value in logit.items()}
         made["ledger/logit"] = sum(logit.values())
         self.seconds += time.perf_counter() - start
@@ -201,7 +203,7 @@ def _residual(whole: list[Tensor], parts: list[list[Tensor]]) -> float:
 def probe_entropy(policy: Policy, probe: TokenBatch) -> float:
     """Mean full-vocabulary entropy over the probe's response tokens, summed in float64."""
     total = sum(float(policy.statistics(micro).entropy_N.double().sum()) for _, micro in policy.micro_batches(probe))
-    return parallel.total(total) / float(probe.mask_BT.sum())
+    return ranks.total(total) / float(probe.mask_BT.sum())
 
 
 def probe_gradient(policy: Policy, probe: TokenBatch, parameters: list[Tensor]) -> tuple[list[Tensor], float]:
@@ -213,4 +215,4 @@ def probe_gradient(policy: Policy, probe: TokenBatch, parameters: list[Tensor]) 
         value += float(entropy_N.detach().double().sum()) / tokens
         made = parallel.gradients([entropy_N.sum() / tokens], parameters)
         total = [t + g for t, g in zip(total, made)]
-    return total, parallel.total(value)
+    return total, ranks.total(value)

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .config import Config
+from ..config import Config
+from ..types import BadInput
 from .head import BLOCK_BYTES
 from .policy import choose_device
-from .types import BadInput
 
 GIB = 2**30
 
@@ -88,32 +88,3 @@ def check(config: Config, path: str | Path, shards: int = 1) -> None:
         f"model.path={path}: training needs at least {sum(needs.values()) / GIB:.1f} GiB ({parts}), "
         f"{device} has {has / GIB:.1f} GiB free; try {', '.join(filter(None, ways))}"
     )
-
-
-class OffloadedAdamW(torch.optim.AdamW):
-    """AdamW whose moments wait in the CPU's memory and visit the device one parameter at a time.
-    The same steps, bit for bit."""
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        (group,) = self.param_groups  # one is all that is ever made
-        parameters = group["params"]
-        try:
-            for p in parameters:
-                group["params"] = [p]
-                self._move(p, p.device)
-                super().step()
-                self._move(p, torch.device("cpu"))
-        finally:
-            group["params"] = parameters
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        # Not the usual way, which would put all moments on the device first and need the room that
-        # they are kept out of.
-        parameters = self.param_groups[0]["params"]
-        for number, entry in state_dict["state"].items():
-            self.state[parameters[number]] = {name: value.to("cpu", copy=True) for name, value in entry.items()}
-
-    def _move(self, p: nn.Parameter, device: torch.device) -> None:
-        if p in self.state:
-            self.state[p] |= {name: value.to(device) for name, value in self.state[p].items() if name != "step"}

@@ -34,7 +34,7 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from .config import Source, digest
+from ..config import Source, digest
 from .data import WARM_UP, Problems
 
 CONNECTIVES = (

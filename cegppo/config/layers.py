@@ -21,12 +21,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from . import losses
-from .grader import Limits
-from .reward import SOURCES
-from .types import BadInput
+from .. import losses
+from ..problems.grader import Limits
+from ..problems.reward import SOURCES
+from ..types import BadInput
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
     "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",

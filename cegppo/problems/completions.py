@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..types import BadInput, Prompt, Rollout, Verdict
 from .counts import maj_at_k, miss_at_k, vote
 from .grader import Limits
 from .reward import verdicts
-from .types import BadInput, Prompt, Rollout, Verdict
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""A step's metrics, by the names of docs/metrics.md."""
+
+from collections import Counter
+
+import numpy as np
+
+from .instrument.tally import Tally
+from .rollout.collect import Collected
+from .types import TokenBatch, Verdict
+
+
+def mismatch(x: TokenBatch) -> tuple[float, float]:
+    """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its
+    own tokens to the trainer's."""
+    difference_BT = ((x.sampler_logprob_BT - x.old_logprob_BT) * x.mask_BT).abs()
+    return float(difference_BT.max()), float(difference_BT.sum() / x.mask_BT.sum())
+
+
+def summarize(collected: Collected, x: TokenBatch | None, tally: Tally, norms: list[float]) -> dict[str, float]:
+    """A step's metrics, by the names of docs/metrics.md."""
+    scores = collected.scores
+    found = Counter(score.verdict for score in scores)
+    lengths = [len(r.token_ids) for r in collected.rollouts]
+    made = {
+        "reward/mean": float(np.mean([s.reward for s in scores])),
+        "accuracy/mean": found[Verdict.CORRECT] / len(scores),
+        "length/mean": float(np.mean(lengths)),
+        **{f"verdict/{v.value}": found[v] / len(scores) for v in Verdict},
+        "tokens/total": float(sum(lengths)),
+        "rollout/groups": float(collected.groups),
+        "rollout/constant_groups": collected.constant_groups / collected.groups,
+        "rollout/trained": len(collected.trained) / len(scores),
+        "updates": float(len(norms)),
+    }
+    if x is None:
+        return made
+    tokens = x.mask_BT.sum()
+    made["entropy/mean"] = float((x.old_entropy_BT * x.mask_BT).sum() / tokens)
+    made["mismatch/max"], made["mismatch/mean"] = mismatch(x)
+    if norms:
+        made["grad/norm"] = float(np.mean(norms))
+        made |= tally.metrics(updates=len(norms))
+        made |= {k: float(v) / len(norms) for k, v in tally.sums.items() if k.startswith("loss/")}
+        made |= {k: float(v / tally.sums["tokens"].sum()) for k, v in tally.sums.items() if k.startswith("fact/")}
+    if "critic/tokens" in tally.sums:
+        counted = tally.sums["critic/tokens"]
+        inside = x.mask_BT.bool()
+        spread, error = x.return_BT[inside].var(), (x.return_BT - x.old_value_BT)[inside].var()
+        made["loss/value"] = float(tally.sums["critic/loss"] / counted)
+        made["critic/clip"] = float(tally.sums["critic/clip"] / counted)
+        made["critic/grad_norm"] = float(tally.sums["critic/norm"] / tally.sums["critic/updates"])
+        made["critic/value_mean"] = float(x.old_value_BT[inside].mean())
+        made["critic/explained_variance"] = float(1 - error / spread) if spread > 0 else float("nan")
+    return made

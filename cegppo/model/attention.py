@@ -1,0 +1,108 @@
+"""Which hidden states predict which tokens, of padded and of packed rows.
+
+Rows are right-padded and causal attention never looks right, so no attention mask is needed. Packed
+rows lie one after the other without padding and attention keeps them apart: by cumulative lengths
+where the device has variable-length attention, by a mask elsewhere. docs/memory.md has the
+switches.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..types import TokenBatch
+
+
+def response_positions(x: TokenBatch) -> tuple[Tensor, Tensor]:
+    """([N] rows, [N] places in the sequence) of the N response tokens of `x`, row by row."""
+    row_N, t_N = torch.nonzero(x.mask_BT, as_tuple=True)
+    return row_N, x.prompt_len_B[row_N] + t_N
+
+
+def predicting_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
+    """([N, H] hidden states that predict the response tokens, [N] those tokens)."""
+    hidden_BSH = decoder(input_ids=x.sequence_BS[:, :-1], use_cache=False).last_hidden_state
+    row_N, place_N = response_positions(x)
+    flat_N = row_N * hidden_BSH.shape[1] + place_N - 1
+    return hidden_BSH.flatten(0, 1).index_select(0, flat_N), x.sequence_BS[row_N, place_N]
+
+
+def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
+    """As `predicting_states`, from one row of tokens without padding; positions start again at 0
+    with each sequence.
+
+    Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers
+    makes a block-diagonal mask from the positions.
+    """
+    length_B = x.prompt_len_B + x.length_B.long() - 1  # the last token predicts nothing
+    position_BS = torch.arange(x.sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
+    inside_BS = position_BS < length_B[:, None]
+    edge_B = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
+    edges, longest = edge_B.int(), int(length_B.max())
+    hidden_NH = decoder(
+        input_ids=x.sequence_BS[:, :-1][inside_BS][None],
+        position_ids=position_BS[inside_BS][None],
+        use_cache=False,
+        cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=longest, max_length_k=longest,
+    ).last_hidden_state[0]  # fmt: skip
+    row_N, place_N = response_positions(x)
+    return hidden_NH.index_select(0, edge_B[row_N] + place_N - 1), x.sequence_BS[row_N, place_N]
+
+
+def variable_length_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own
+    flash attention: bf16, CUDA.
+
+    Without cumulative lengths (the sampler's calls) it is the usual one.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    query, key, value = (v[0].transpose(0, 1).bfloat16() for v in (query, key, value))
+    shared = query.shape[1] // key.shape[1]  # repeated here, as every version of the kernel takes it
+    key, value = (v.repeat_interleave(shared, dim=1) for v in (key, value))
+    window = (sliding_window - 1 if sliding_window else -1, 0)  # (-1, 0) is causal
+    made = varlen_attn(
+        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, max_length_q,
+        max_length_q,
+        scale=scaling, window_size=window,
+    )  # fmt: skip
+    return made[None], None
+
+
+AttentionInterface.register("variable_length", variable_length_attention)
+
+
+@contextmanager
+def checkpointed(decoder: nn.Module):
+    """Its layers checkpoint inside, if that was enabled and gradients are on.
+
+    transformers ties checkpointing to `training`; set on the layers alone it switches no dropout
+    on, and the sampler, which needs the cache that checkpointing drops, never sees it.
+    """
+    layers = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    layers = layers if torch.is_grad_enabled() else []
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False

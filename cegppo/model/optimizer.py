@@ -1,0 +1,55 @@
+"""AdamW, with moments that may wait in the CPU's memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from . import parallel
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW whose moments wait in the CPU's memory and visit the device one parameter at a time.
+    The same steps, bit for bit."""
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        (group,) = self.param_groups  # one is all that is ever made
+        parameters = group["params"]
+        try:
+            for p in parameters:
+                group["params"] = [p]
+                self._move(p, p.device)
+                super().step()
+                self._move(p, torch.device("cpu"))
+        finally:
+            group["params"] = parameters
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        # Not the usual way, which would put all moments on the device first and need the room that
+        # they are kept out of.
+        parameters = self.param_groups[0]["params"]
+        for number, entry in state_dict["state"].items():
+            self.state[parameters[number]] = {name: value.to("cpu", copy=True) for name, value in entry.items()}
+
+    def _move(self, p: nn.Parameter, device: torch.device) -> None:
+        if p in self.state:
+            self.state[p] |= {name: value.to(device) for name, value in self.state[p].items() if name != "step"}
+
+
+def clip_grad_norm(model: torch.nn.Module, most: float) -> Tensor:
+    """Scale the gradient down to norm `most` (0: leave it); the norm before, over all ranks'
+    shards."""
+    return parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most or float("inf")))
+
+
+def adamw(parameters: Any, lr: float, config: Config) -> torch.optim.AdamW:
+    u = config.update
+    kind = OffloadedAdamW if u.offload_optimizer else torch.optim.AdamW
+    return kind(parameters, lr=lr, betas=(u.beta1, u.beta2), weight_decay=u.weight_decay)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

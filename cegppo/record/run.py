@@ -1,0 +1,161 @@
+"""A run's folder: what was asked (config.yaml), where and when it ran (meta.json), what happened
+(metrics.jsonl, eval.jsonl).
+
+Every line is written whole, a checkpoint appears only when it is complete, and one live process at
+a time may write. wandb mirrors the record and never stops it.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, as_yaml, resolved
+from ..problems.counts import mean_accuracy
+from ..types import BadInput
+from .files import append_line, flush, read_lines, write_whole
+from .mirror import start_mirror
+from .provenance import now, session
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a run folder; {} when there is none."""
+    try:
+        return json.loads((folder / "meta.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def refuse_other_run(folder: Path, config: Config) -> None:
+    """Raises BadInput when `folder` holds records of a run of another configuration, or records
+    that nothing can continue.
+
+    A folder in which nothing was recorded yet may be taken over.
+    """
+    steps = [row["step"] for row in read_lines(folder / "metrics.jsonl")]
+    continues = (folder / "checkpoints" / "latest" / "state.json").is_file()
+    if not steps and not continues:
+        return
+    before, now = resolved(folder / "config.yaml").identity(), config.identity()
+    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    if changed:
+        was = f"{changed[0]} was {before.get(changed[0])!r}, is now {now.get(changed[0])!r}"
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise BadInput(f"{folder}: holds another run: {was}{more}; choose another run_dir or arm")
+    if not continues and read_meta(folder).get("status") in ("finished", "stopped"):
+        raise BadInput(
+            f"{folder}: holds a record of {max(steps)} steps but no checkpoint to continue from; choose another run_dir"
+            " or arm"
+        )
+
+
+def checkpoint(folder: Path, which: str = "latest") -> Path:
+    """The checkpoint `which` ("latest" or "best") of run folder `folder`. Raises BadInput when
+    there is none."""
+    path = folder / "checkpoints" / which
+    if not (path / "state.json").is_file():
+        raise BadInput(f"{folder}: no checkpoint '{which}' there")
+    return path
+
+
+def fingerprint(model: str | Path) -> list[Any]:
+    """What tells a model from another of the same place: the name, size and time of its weight
+    files; the id of one of a hub."""
+    files = sorted(Path(model).glob("*.safetensors")) + sorted(Path(model).glob("*.bin"))
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] or [str(model)]
+
+
+class Record:
+    """An open run folder, locked for this process until `close`.
+
+    Raises BadInput when another live process writes to it, or when it holds a run of another
+    configuration.
+    """
+
+    def __init__(self, config: Config):
+        self.config, self.folder = config, config.folder
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "w")
+        except OSError as error:
+            raise BadInput(f"{self.folder}: cannot be written ({error.strerror})") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{self.folder}: another live process is writing to it") from None
+        refuse_other_run(self.folder, config)
+        write_whole(self.folder / "config.yaml", as_yaml(config))
+        self._meta = read_meta(self.folder) | {"status": "running"}
+        self._meta.setdefault("start", now())
+        self._meta["sessions"] = [*self._meta.get("sessions", []), session()]
+        self._write_meta()
+        self._wandb = start_mirror(config, self.folder)
+
+    def _write_meta(self) -> None:
+        write_whole(self.folder / "meta.json", json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n")
+
+    def note(self, **facts: Any) -> None:
+        """Facts for meta.json."""
+        self._meta |= facts
+        self._write_meta()
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        append_line(self.folder / "metrics.jsonl", {"step": step, **metrics})
+        if self._wandb is not None:
+            self._wandb.log({"step": step, **metrics})
+
+    def log_eval(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """One line of eval.jsonl a benchmark."""
+        for row in rows:
+            append_line(self.folder / "eval.jsonl", {"step": step, **row})
+            if self._wandb is not None:
+                numbers = {f"eval/{row['benchmark']}/{k}": v for k, v in row.items() if isinstance(v, float)}
+                self._wandb.log({"step": step, **numbers})
+        if self._wandb is not None and rows:  # one number for a wandb sweep to look at
+            self._wandb.log({"step": step, "eval/mean": mean_accuracy(rows)})
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run writes those lines again."""
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            path = self.folder / name
+            if path.is_file():
+                kept = [row for row in read_lines(path) if row["step"] <= step]
+                write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
+        """`write(folder)` fills a new checkpoint; only when it is complete does `latest` (and
+        `best`) point to it."""
+        root = self.folder / "checkpoints"
+        root.mkdir(exist_ok=True)
+        for leftover in root.glob("*.unfinished"):
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+        unfinished, folder = root / f"step{step:06d}.unfinished", root / f"step{step:06d}"
+        unfinished.mkdir()
+        write(unfinished)
+        flush(unfinished)
+        if folder.exists():  # of an earlier life that died between here and the pointer
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+        # `best` first: a run killed in between continues from the older `latest` and saves this one
+        # again.
+        for name in [*(["best"] if best else []), "latest"]:
+            link = root / f"{name}.unfinished"
+            link.symlink_to(folder.name)
+            os.replace(link, root / name)
+        flush(root)
+        used = {os.readlink(root / name) for name in ("latest", "best") if (root / name).is_symlink()}
+        for old in root.glob("step*"):
+            if old.name not in used:
+                shutil.rmtree(old)
+
+    def close(self, status: str) -> None:
+        """`finished`, `stopped` (resumable) or `failed`."""
+        self._meta |= {"status": status, "end": now()}
+        self._meta["sessions"][-1]["end"] = now()
+        self._write_meta()
+        if self._wandb is not None:
+            self._wandb.finish(1 if status == "failed" else 0)
+        self._lock.close()
