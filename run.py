@@ -232,12 +232,12 @@ def verb_eval(options: argparse.Namespace) -> int:
 
     from cegppo import config, ranks
     from cegppo.config import nearest
-    from cegppo.evaluate import evaluator, per_problem
+    from cegppo.evaluate import evaluator, longest_answer, per_problem
     from cegppo.model.policy import load_policy
     from cegppo.problems import data, testbed
     from cegppo.record.files import read_lines, write_whole
     from cegppo.record.run import checkpoint, fingerprint
-    from cegppo.rollout.divided import sampler
+    from cegppo.rollout import divided
     from cegppo.screen import print_eval
 
     target, overrides = Path(words[0]), words[1:]
@@ -263,10 +263,12 @@ def verb_eval(options: argparse.Namespace) -> int:
             raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
         if resolved.threads:
             torch.set_num_threads(resolved.threads)
-        policy = load_policy(resolved, model)
-        made = data.benchmarks(resolved, policy.tokenizer)
-        base = sampler(policy, resolved)
-    evaluating = evaluator(base, resolved, made)
+        r = resolved.rollout
+        policy = load_policy(str(model), resolved.model, r.temperature, resolved.update.micro_batch_tokens)
+        made = data.benchmarks(resolved.eval, resolved.data, policy.tokenizer)
+        longest = resolved.data.max_prompt_tokens + longest_answer(r.max_tokens, resolved.eval)
+        base = divided.start(policy, r, resolved.seed, longest)
+    evaluating = evaluator(base, resolved.eval, r.max_tokens, resolved.grader, made)
     writes = ranks.rank() == 0
     out, rows = folder / f"eval-{name}.jsonl", []
     for benchmark in evaluating.benchmarks:

@@ -8,6 +8,7 @@ import torch
 from common import machine, paired, ratio_line, testbed_model
 
 from cegppo.model.policy import Policy
+from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
 from cegppo.types import Prompt
 
@@ -28,7 +29,7 @@ def main() -> None:
         texts = [question.format(i % 10) for i in range(rows)]
         ids = torch.tensor([tokenizer.encode(t) for t in texts])
         prompts = [Prompt(f"p/{i}", "p", t, tuple(r), "") for i, (t, r) in enumerate(zip(texts, ids.tolist()))]
-        sampler = HFSampler(Policy(model, tokenizer), seed=0, max_tokens=NEW)
+        sampler = HFSampler(Policy(model, tokenizer), Sampling(seed=0, max_tokens=NEW))
 
         def ours(prompts=prompts, sampler=sampler) -> None:
             assert all(len(r.token_ids) == NEW for r in sampler.sample(prompts, 1, 0))

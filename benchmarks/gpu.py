@@ -38,8 +38,7 @@ from cegppo.model import memory
 from cegppo.model.head import head_statistics, token_statistics
 from cegppo.model.optimizer import OffloadedAdamW
 from cegppo.model.policy import Policy
-from cegppo.objective import Objective
-from cegppo.train import Trainer
+from cegppo.trainer import Trainer, knobs_of, objective_of
 from cegppo.types import Prompt, Rollout
 from cegppo.update import update
 
@@ -232,7 +231,7 @@ def flops(p: Policy, lengths: list[int]) -> float:
 
 
 def updates(p: Policy, optimizer, x, lengths: list[int], peak: float) -> dict:
-    objective = Objective.of(settings())
+    objective = objective_of(settings(), knobs_of(settings()), 0)
     spent = seconds(lambda: update(p, optimizer, x, objective, Tally()), rounds=2)
     return {"seconds": spent, "tokens/s": sum(lengths) / spent, "MFU": flops(p, lengths) / spent / peak}
 

@@ -19,11 +19,11 @@ import torch
 from common import machine, ratio_line
 
 from cegppo import config
-from cegppo.instrument.entropy import ClipRange
 from cegppo.instrument.tally import Tally
 from cegppo.model import policy
 from cegppo.model.head import TokenStatistics, token_statistics
-from cegppo.train import Trainer
+from cegppo.objective import Weights
+from cegppo.trainer import Trainer
 from cegppo.types import TokenBatch
 
 ROUNDS = 12
@@ -81,7 +81,7 @@ def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_93
         if on:
             now = [v.detach()[None] for v in (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)]
             x = TokenBatch(now[0], now[0], ones, ones, now[1], now[2], now[3])
-            Tally().add_tokens(x, ones, ones / tokens, ClipRange(0.2, 0.2))
+            Tally().add_tokens(x, Weights(ones, ones, ones, None, 0.8 * ones, 1.2 * ones), ones / tokens)
         s.logprob_N.mean().backward()
         head.weight.grad = hidden.grad = None
 

@@ -54,7 +54,7 @@ def ours(fixed: bool) -> tuple[list[float], float]:
 
     from cegppo import config
     from cegppo.record.run import Record
-    from cegppo.train import Trainer
+    from cegppo.trainer import Trainer
 
     folder, *_ = testbed_model()
     with tempfile.TemporaryDirectory() as where:

@@ -8,26 +8,27 @@ from torch import Tensor
 STD_FLOOR = 1e-6  # added to the group's standard deviation, as the released CE-GPPO code does
 
 
-def group(reward_PG: np.ndarray) -> np.ndarray:
-    """GRPO: (r − mean) / std within each group. Unbiased standard deviation (n − 1). [P, G] to [P,
-    G]; constant groups give 0.
+def group(reward_G: np.ndarray) -> np.ndarray:
+    """GRPO: (r − mean) / std within a group, unbiased standard deviation (n − 1); 0 in a constant
+    group. [..., G] to the same.
 
     Source: DeepSeekMath (arXiv 2402.03300), Section 4.1.2.
     """
-    std_P1 = reward_PG.std(axis=1, ddof=1, keepdims=True)
-    return centred(reward_PG) / (std_P1 + STD_FLOOR)
+    std_1 = reward_G.std(axis=-1, ddof=1, keepdims=True)
+    return centred(reward_G) / (std_1 + STD_FLOOR)
 
 
-def centred(reward_PG: np.ndarray) -> np.ndarray:
-    """Dr. GRPO: r − mean within each group, no division. [P, G] to [P, G]. Source: arXiv
+def centred(reward_G: np.ndarray) -> np.ndarray:
+    """Dr. GRPO: r − mean within a group, no division. [..., G] to the same. Source: arXiv
     2503.20783, Section 3.2."""
     # Exactly 0 for a constant group, whose mean may round.
-    return np.where(constant_groups(reward_PG)[:, None], 0.0, reward_PG - reward_PG.mean(axis=1, keepdims=True))
+    return np.where(constant_groups(reward_G)[..., None], 0.0, reward_G - reward_G.mean(axis=-1, keepdims=True))
 
 
-def constant_groups(reward_PG: np.ndarray) -> np.ndarray:
-    """[P] bool: all rewards of the group are equal, so it teaches nothing (DAPO drops it)."""
-    return np.ptp(reward_PG, axis=1) == 0
+def constant_groups(reward_G: np.ndarray) -> np.ndarray:
+    """Whether all rewards of a group are equal, so that it teaches nothing (DAPO drops it). [...,
+    G] to [...] bool."""
+    return np.ptp(reward_G, axis=-1) == 0
 
 
 def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,86 @@
-"""Saving and restoring what a run holds in memory."""
+"""Saving and restoring what a run holds in memory: a walk over its stateful parts.
 
+A folder holds the model (for `from_pretrained`), the tensors of every other part (safetensors,
+whole whatever the number of ranks) and state.json, in which each small part has its own key.
+"""
+
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model import parallel
+from .model.policy import Policy
+from .types import BadInput
+
+
+class Stateful(Protocol):
+    """A part with little to remember."""
+
+    def state(self) -> Any:
+        """Whatever JSON can say."""
+
+    def restore(self, state: Any) -> None: ...
+
+
+Large = nn.Module | torch.optim.Optimizer
+
+
+def save(
+    folder: Path | None, policy: Policy, large: dict[str, Large], small: dict[str, Stateful], own: dict[str, Any]
+) -> None:
+    """Write everything into `folder`, `own` being the keys of state.json that no part has. Ranks
+    without a folder give their shards."""
+    policy.save(folder)
+    for name, part in large.items():
+        tensors = part.state_dict() if isinstance(part, nn.Module) else optimizer_tensors(part)
+        save_tensors(tensors, folder, f"{name}.safetensors")
+    if folder is not None:
+        state = own | {name: part.state() for name, part in small.items()}
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of checkpoint `folder`. Raises BadInput when it cannot be read."""
+    with readable(folder):
+        state = json.loads((folder / "state.json").read_text())
+        return {**state, "step": int(state["step"])}
+
+
+def restore(folder: Path, policy: Policy, large: dict[str, Large], small: dict[str, Stateful]) -> None:
+    """Continue from `folder`, bit for bit. Raises BadInput when it cannot be read."""
+    state = read_state(folder)
+    with readable(folder):
+        left = parallel.load(policy.model, stored(folder / "model.safetensors"), strict=False)
+        if left.unexpected_keys or set(left.missing_keys) - set(policy.model.all_tied_weights_keys):
+            raise BadInput(f"{folder}: holds another model than the one that this run trains")
+        for name, part in large.items():
+            if isinstance(part, nn.Module):
+                parallel.load(part, stored(folder / f"{name}.safetensors"))
+            else:
+                load_optimizer(part, folder / f"{name}.safetensors")
+        for name, small_part in small.items():
+            if name in state:  # a part that is younger than the checkpoint starts afresh
+                small_part.restore(state[name])
+
+
+class readable:
+    """A broken file surfaces as one of many exceptions: each becomes BadInput."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, BadInput):
+            text = (str(error).splitlines() or [""])[0][:150]
+            raise BadInput(f"{self.folder}: unreadable checkpoint ({type(error).__name__}: {text})") from None
 
 
 def save_tensors(tensors: dict[str, Tensor], folder: Path | None, name: str) -> None:

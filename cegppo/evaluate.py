@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import ranks
-from .config import SAMPLING, Config, digest
+from .config import SAMPLING, Eval, digest
 from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
 from .problems.grader import Limits
 from .problems.reward import verdicts
@@ -82,7 +82,7 @@ class Evaluator:
         """A digest of everything the samples of `b` depend on; `model` is the model's
         fingerprint."""
         prompts = [[p.id, p.token_ids, p.answer] for p in b.prompts]
-        return digest([*self.sampler.identity, b.name, b.k, b.rules, self.sampler.seed, step, model, prompts])
+        return digest([*self.sampler.identity, b.name, b.k, b.rules, self.sampler.rules.seed, step, model, prompts])
 
     def run_kept(self, b: Benchmark, step: int, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
         """The row of one benchmark with its completions kept in `path`, one line a problem; goes
@@ -133,14 +133,21 @@ def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limit
     return rows
 
 
-def evaluator(base: DividedSampler, config: Config, made: dict[str, list[Prompt]]) -> Evaluator:
-    """The evaluator of the configured benchmarks: the sampler `base` with each one's own rules
-    or else the evaluation's."""
-    e = config.eval
-    max_tokens = config.rollout.max_tokens if e.max_tokens is None else e.max_tokens
+def evaluator(
+    sampler: DividedSampler, e: Eval, max_tokens: int, limits: Limits, made: dict[str, list[Prompt]]
+) -> Evaluator:
+    """The evaluator of the benchmarks of `e`, whose prompts are `made`: `sampler` with each one's
+    own rules or else the evaluation's. `max_tokens` is training's limit, which holds where none is
+    given."""
+    max_tokens = max_tokens if e.max_tokens is None else e.max_tokens
     listed = []
     for source in e.benchmarks:
         own = {key: getattr(source, key) for key in SAMPLING if getattr(source, key) is not None}
         rules = dict(k=e.k, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, max_tokens=max_tokens) | own
-        listed.append(Benchmark(source.name, made[source.name], rules.pop("k"), rules))
-    return Evaluator(base.but(seed=e.seed), listed, config.grader)
+        listed.append(Benchmark(source.name, made[source.name], int(rules.pop("k")), rules))
+    return Evaluator(sampler.but(seed=e.seed), listed, limits)
+
+
+def longest_answer(rollout_max_tokens: int, e: Eval) -> int:
+    """The most tokens that a response may have, in training or in any benchmark."""
+    return max(rollout_max_tokens, e.max_tokens or 0, *(source.max_tokens or 0 for source in e.benchmarks), 0)

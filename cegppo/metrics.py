@@ -16,8 +16,11 @@ def mismatch(x: TokenBatch) -> tuple[float, float]:
     return float(difference_BT.max()), float(difference_BT.sum() / x.mask_BT.sum())
 
 
-def summarize(collected: Collected, x: TokenBatch | None, tally: Tally, norms: list[float]) -> dict[str, float]:
-    """A step's metrics, by the names of docs/metrics.md."""
+def summarize(
+    collected: Collected, x: TokenBatch | None, tally: Tally, norms: list[float], critic: dict[str, float]
+) -> dict[str, float]:
+    """A step's metrics. `x` is what trained, `norms` the gradient norm of each update; `tally` and
+    the `critic`'s sums are over all ranks."""
     scores = collected.scores
     found = Counter(score.verdict for score in scores)
     lengths = [len(r.token_ids) for r in collected.rollouts]
@@ -27,9 +30,9 @@ def summarize(collected: Collected, x: TokenBatch | None, tally: Tally, norms: l
         "length/mean": float(np.mean(lengths)),
         **{f"verdict/{v.value}": found[v] / len(scores) for v in Verdict},
         "tokens/total": float(sum(lengths)),
-        "rollout/groups": float(collected.groups),
-        "rollout/constant_groups": collected.constant_groups / collected.groups,
-        "rollout/trained": len(collected.trained) / len(scores),
+        "rollout/groups": float(len(collected.groups)),
+        "rollout/constant_groups": collected.constant_groups / len(collected.groups),
+        "rollout/trained": sum(map(len, collected.trained)) / len(scores),
         "updates": float(len(norms)),
     }
     if x is None:
@@ -42,13 +45,17 @@ def summarize(collected: Collected, x: TokenBatch | None, tally: Tally, norms: l
         made |= tally.metrics(updates=len(norms))
         made |= {k: float(v) / len(norms) for k, v in tally.sums.items() if k.startswith("loss/")}
         made |= {k: float(v / tally.sums["tokens"].sum()) for k, v in tally.sums.items() if k.startswith("fact/")}
-    if "critic/tokens" in tally.sums:
-        counted = tally.sums["critic/tokens"]
+    if critic:
         inside = x.mask_BT.bool()
         spread, error = x.return_BT[inside].var(), (x.return_BT - x.old_value_BT)[inside].var()
-        made["loss/value"] = float(tally.sums["critic/loss"] / counted)
-        made["critic/clip"] = float(tally.sums["critic/clip"] / counted)
-        made["critic/grad_norm"] = float(tally.sums["critic/norm"] / tally.sums["critic/updates"])
+        made["loss/value"] = critic["loss"] / critic["tokens"]
+        made["critic/clip"] = critic["clip"] / critic["tokens"]
+        made["critic/grad_norm"] = critic["norm"] / critic["updates"]
         made["critic/value_mean"] = float(x.old_value_BT[inside].mean())
         made["critic/explained_variance"] = float(1 - error / spread) if spread > 0 else float("nan")
     return made
+
+
+def total(sums: list[dict[str, float]]) -> dict[str, float]:
+    """The sum of several dictionaries of sums, key by key."""
+    return {name: sum(part.get(name, 0.0) for part in sums) for name in dict.fromkeys(k for part in sums for k in part)}

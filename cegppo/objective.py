@@ -3,6 +3,7 @@
 No run configuration and nothing but torch: a verl or TRL trainer can call it as it stands.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -10,17 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import losses
-from .config import Config
-from .instrument.entropy import ClipRange
 from .types import MAX_LOG_RATIO, TokenBatch
+
+# Where a loss has no bounds of its own, clip facts say what a clip at these would have cut.
+REFERENCE_CLIP = (0.8, 1.2)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How token losses are aggregated, and what stands beside the policy's (`update.*` in YAML)."""
+
+    aggregate: str = "token"  # token | sequence | constant
+    max_tokens: int = 1  # a response's limit: the denominator of `constant`
+    dual_clip: float = 0.0  # 0: off
+    kl_coef: float = 0.0
+    kl_estimator: str = "k3"  # k1 | k2 | k3
+    entropy_coef: float = 0.0
+    nll_coef: float = 0.0
+    correction: str = "none"  # none | truncate | mask
+    correction_level: str = "token"  # token | sequence
+    correction_low: float = 0.0
+    correction_high: float = 2.0
 
 
 def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
     """[B, T] factor of each token's loss in the loss of mini-batch `x`; 0 outside the mask.
 
-    token: 1 / response tokens of the mini-batch (DAPO, and the paper's Eq. 8). sequence: 1 / (rows
-    · tokens of the row) (the original GRPO). constant: 1 / (rows · max_tokens) (Dr. GRPO).
+    token: 1 / response tokens of the mini-batch (DAPO, and the paper's Eq. 8).
+    sequence: 1 / (rows · tokens of the row) (the original GRPO).
+    constant: 1 / (rows · max_tokens) (Dr. GRPO).
     """
     if kind == "token":
         return x.mask_BT / x.mask_BT.sum()
@@ -30,8 +49,8 @@ def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
 
 
 def kl_penalty(logprob_BT: Tensor, ref_logprob_BT: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(π_θ ‖ π_ref) from the sampled token (Schulman's note on
-    approximating KL): k1, k2 or k3; [B, T]."""
+    """Per-token estimate of KL(π_θ ‖ π_ref) from the sampled token, [B, T]: k1, k2 or k3 of
+    Schulman's note on approximating KL."""
     log_ratio_BT = ref_logprob_BT - logprob_BT
     if estimator == "k1":
         return -log_ratio_BT
@@ -48,10 +67,10 @@ def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) ->
         truncate: min(max(ρ, low), high)        mask: ρ where low ≤ ρ ≤ high, else 0
 
     truncate: truncated importance sampling (Ionides 2008; for samplers of language models Yao et
-    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training", with low =
-    0). mask: IcePop by token (Ring-1T, arXiv 2510.18855; bounds 0.5 and 5), masked importance
-    sampling by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked
-    token still counts in the aggregation's denominator.
+    al. 2025, "Your efficient RL framework secretly brings you off-policy RL training", low = 0).
+    mask: IcePop by token (Ring-1T, arXiv 2510.18855; bounds 0.5 and 5), masked importance sampling
+    by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked token still
+    counts in the aggregation's denominator.
     """
     log_ratio_BT = (x.old_logprob_BT - x.sampler_logprob_BT).detach() * x.mask_BT
     if level == "sequence":
@@ -64,60 +83,51 @@ def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) ->
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a mini-batch as a sum of named terms, each per token and already scaled by its
+    """The loss of a mini-batch as a sum of named terms, each per token and scaled by its
     aggregation."""
 
-    config: Config
     loss: ModuleType
-    params: Any
-
-    @classmethod
-    def at(cls, config: Config, step: int) -> "Objective":
-        """The objective of step `step` (0 the first): a scheduled knob has its value of that
-        step."""
-        loss = losses.load(config.loss["name"])
-        return cls(config, loss, loss.Params(**config.loss_knobs(step)))
+    params: Any  # the loss's Params
+    terms: Terms = Terms()
 
     @property
     def whole_batch(self) -> bool:
         return getattr(self.loss, "WHOLE_BATCH", False)
 
     @property
-    def clip(self) -> ClipRange:
-        """The bounds for clip facts: the loss's own; 0.2 on both sides for a loss that has none."""
-        return ClipRange(getattr(self.params, "eps_low", 0.2), getattr(self.params, "eps_high", 0.2))
+    def draws(self) -> bool:
+        return getattr(self.loss, "DRAWS", False)
 
     def scales(self, mini: TokenBatch) -> dict[str, Tensor]:
         """The [B, T] aggregation factor of each term, from the whole mini-batch."""
-        update = self.config.update
-        made = {"policy": aggregation(mini, update.aggregate, self.config.rollout.max_tokens)}
-        if update.kl_coef:
-            made["kl"] = made["policy"] * update.kl_coef
-        if update.nll_coef:
+        t = self.terms
+        made = {"policy": aggregation(mini, t.aggregate, t.max_tokens)}
+        if t.kl_coef:
+            made["kl"] = made["policy"] * t.kl_coef
+        if t.nll_coef:
             right_BT = mini.mask_BT * mini.correct_B[:, None]
-            made["nll"] = right_BT / right_BT.sum().clamp(min=1) * update.nll_coef
-        if update.entropy_coef:
-            made["entropy"] = made["policy"] * update.entropy_coef
+            made["nll"] = right_BT / right_BT.sum().clamp(min=1) * t.nll_coef
+        if t.entropy_coef:
+            made["entropy"] = made["policy"] * t.entropy_coef
         return made
 
-    def terms(self, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Every term's per-token loss, scaled (their sum over everything is what is minimised),
-        and the loss's own facts."""
+    def losses(self, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every term's loss per token, scaled (their sum over everything is what is minimised), and
+        the loss's own facts; all [B, T]."""
+        t = self.terms
         token_loss_BT, facts = self.loss.token_loss(x, self.params)
-        dual = self.config.update.dual_clip
-        if dual:  # arXiv 1912.09729: with A < 0 the loss is at most −c A, which has no gradient
-            beyond_BT = (x.advantage_BT < 0) & (x.ratio_BT > dual)
-            token_loss_BT = torch.where(beyond_BT, -dual * x.advantage_BT, token_loss_BT)
+        if t.dual_clip:  # arXiv 1912.09729: with A < 0 the loss is at most −c A, which has no gradient
+            beyond_BT = (x.advantage_BT < 0) & (x.ratio_BT > t.dual_clip)
+            token_loss_BT = torch.where(beyond_BT, -t.dual_clip * x.advantage_BT, token_loss_BT)
             facts = {**facts, "dual_clip": beyond_BT}
-        u = self.config.update
-        if u.correction != "none":
-            factor_BT = correction(x, u.correction, u.correction_level, u.correction_low, u.correction_high)
-            plain_BT = correction(x, "truncate", u.correction_level, 0.0, float("inf"))
+        if t.correction != "none":
+            factor_BT = correction(x, t.correction, t.correction_level, t.correction_low, t.correction_high)
+            plain_BT = correction(x, "truncate", t.correction_level, 0.0, float("inf"))
             token_loss_BT = token_loss_BT * factor_BT
             facts = {**facts, "correction": factor_BT, "correction_cut": factor_BT != plain_BT}
         made = {"policy": token_loss_BT}
         if "kl" in scales:
-            made["kl"] = kl_penalty(x.logprob_BT, x.ref_logprob_BT, self.config.update.kl_estimator)
+            made["kl"] = kl_penalty(x.logprob_BT, x.ref_logprob_BT, t.kl_estimator)
         if "nll" in scales:
             made["nll"] = -x.logprob_BT
         if "entropy" in scales:
@@ -128,31 +138,47 @@ class Objective:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the objective puts on each token of a batch, all [B, T]."""
+    """What the objective puts on each token of a batch, and where its clip lies; all [B, T]."""
 
-    policy_BT: Tensor  # w of the policy loss: −∂ Σ loss / ∂ log π, without the aggregation factor
-    policy_slope_BT: Tensor  # ∂ (policy term, scaled) / ∂ log π = −w · scale
-    coefficient_BT: Tensor  # ∂ (all terms, scaled) / ∂ log π: what is back-propagated
-    entropy_coefficient_BT: Tensor | None  # ∂ (all terms, scaled) / ∂ H, when an entropy term is on
-    sums: dict[str, float]  # loss/<term>: its value; fact/<name>: a fact of the loss, summed over tokens
+    weight_BT: Tensor  # w of the policy loss: −∂ Σ loss / ∂ log π, without the aggregation factor
+    slope_BT: Tensor  # ∂ (policy term, scaled) / ∂ log π = −w · scale
+    total_slope_BT: Tensor  # ∂ (all terms, scaled) / ∂ log π: what is back-propagated
+    entropy_slope_BT: Tensor | None  # ∂ (all terms, scaled) / ∂ H, when an entropy term is on
+    clip_low_BT: Tensor  # with A < 0, a ratio below it is outside the clip
+    clip_high_BT: Tensor  # with A > 0, a ratio above it is
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Weights":
+        """`change` applied to every tensor."""
+        return Weights(**{k: None if v is None else change(v) for k, v in vars(self).items()})
 
 
-def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> Weights:
+def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[Weights, dict[str, float]]:
     """Evaluate the objective with log-probability and entropy as leaves: exact weights for any
-    loss file."""
+    loss.
+
+    Also the sums that metrics are made of: loss/<term>, its value; fact/<name>, a fact of the loss,
+    summed over tokens.
+    """
     logprob_BT = x.logprob_BT.detach().requires_grad_()
     entropy_BT = x.entropy_BT.detach().requires_grad_("entropy" in scales)
-    terms, facts = objective.terms(x.but(logprob_BT=logprob_BT, entropy_BT=entropy_BT), scales)
-    (policy_BT,) = torch.autograd.grad(
-        terms["policy"].sum(), logprob_BT, retain_graph=True
-    )  # kept for the entropy's slope
-    coefficient_BT, entropy_coefficient_BT = policy_BT, None
+    terms, facts = objective.losses(x.but(logprob_BT=logprob_BT, entropy_BT=entropy_BT), scales)
+    # The graph is kept for the entropy's slope.
+    (slope_BT,) = torch.autograd.grad(terms["policy"].sum(), logprob_BT, retain_graph=True)
+    total_slope_BT, entropy_slope_BT = slope_BT, None
     others = [value.sum() for name, value in terms.items() if name not in ("policy", "entropy")]
     if others:
-        coefficient_BT = policy_BT + torch.autograd.grad(sum(others), logprob_BT)[0]
+        total_slope_BT = slope_BT + torch.autograd.grad(sum(others), logprob_BT)[0]
     if "entropy" in scales:  # of every term: a token loss may read the entropy too
-        (entropy_coefficient_BT,) = torch.autograd.grad(sum(value.sum() for value in terms.values()), entropy_BT)
-    weight_BT = torch.where(scales["policy"] != 0, -policy_BT / scales["policy"], 0.0)
+        (entropy_slope_BT,) = torch.autograd.grad(sum(value.sum() for value in terms.values()), entropy_BT)
+    low, high = REFERENCE_CLIP
+    weights = Weights(
+        weight_BT=torch.where(scales["policy"] != 0, -slope_BT / scales["policy"], 0.0),
+        slope_BT=slope_BT,
+        total_slope_BT=total_slope_BT,
+        entropy_slope_BT=entropy_slope_BT,
+        clip_low_BT=facts.get("clip_low", torch.full_like(slope_BT, low)),
+        clip_high_BT=facts.get("clip_high", torch.full_like(slope_BT, high)),
+    )
     sums = {f"loss/{name}": float(value.detach().sum()) for name, value in terms.items()}
-    sums |= {f"fact/{name}": float((value.detach() * x.mask_BT).sum()) for name, value in facts.items()}
-    return Weights(weight_BT, policy_BT, coefficient_BT, entropy_coefficient_BT, sums)
+    own = {name: value for name, value in facts.items() if name not in ("clip_low", "clip_high")}
+    return weights, sums | {f"fact/{name}": float((value.detach() * x.mask_BT).sum()) for name, value in own.items()}

@@ -1,20 +1,26 @@
 """The values that flow through the house, from a prompt to a batch of tokens.
 
-Shapes: B rows (one response each), T response tokens, S tokens of prompt and response together, V
-vocabulary, G group.
+A name ends in its shape, by these letters, everywhere in the package:
+B rows (one response each), T response tokens, S tokens of prompt and response together, N tokens in
+one line, V vocabulary, H width of hidden states, P prompts, G responses of a group, C token
+classes. A small letter (`logits_nv`) is a part of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:  # grading saved texts and saying --help need no torch, whose import takes seconds
     from torch import Tensor
 
 # exp(20) is 5e8: a ratio beyond it carries no information, and its float32 square would overflow.
 MAX_LOG_RATIO = 20.0
+
+
+Origin = Literal["policy", "replay", "teacher"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 class BadInput(Exception):
@@ -56,6 +62,10 @@ class Rollout:
     logprobs: tuple[float, ...]  # the sampler's own, of each sampled token, at the sampling temperature, in nats
     finish: str  # "stop" or "length"
     text: str
+    origin: Origin = "policy"  # who wrote it
+    # Its log-probabilities under the policy that the ratio is against, one a token, where that is
+    # not the policy that starts the step: what came from elsewhere keeps its own.
+    old_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,21 @@ class Score:
     reward: float
     verdict: Verdict
     graded: float  # the reward before any penalty for length: what tells a constant group
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt that are compared with each other, and what they earned."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[Score, ...]  # one a rollout
+
+    def __post_init__(self) -> None:
+        assert len(self.rollouts) == len(self.scores), "a group has a score for each rollout"
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -89,10 +114,12 @@ class TokenBatch:
     ref_logprob_BT: Tensor | None = None  # under the frozen reference policy
     old_value_BT: Tensor | None = None  # the critic's V(s_t) before the step's updates
     return_BT: Tensor | None = None  # the critic's regression target
+    uniform_BT: Tensor | None = None  # seeded draws in [0, 1), for a loss that says DRAWS = True
     row_B: Tensor | None = None  # [B] int64, place among the responses that train in this step
     group_B: Tensor | None = None  # [B] int64, index of the prompt within the step
     reward_B: Tensor | None = None  # [B]
     correct_B: Tensor | None = None  # [B] 1.0 where the verdict is `correct`
+    origin_B: Tensor | None = None  # [B] int64, index into ORIGINS
     sequence_BS: Tensor | None = None  # [B, S] int64, prompt then response, right-padded
     prompt_len_B: Tensor | None = None  # [B] int64
 

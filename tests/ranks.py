@@ -13,7 +13,8 @@ from cegppo.instrument.tally import Tally
 from cegppo.losses import ppo_clip
 from cegppo.model import parallel
 from cegppo.objective import Objective
-from cegppo.train import Trainer, train
+from cegppo.train import train
+from cegppo.trainer import Trainer
 from cegppo.types import BadInput
 from cegppo.update import update
 
@@ -48,7 +49,9 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
         x = trainer.batch(trainer.collect(0))
         x = x.but(correct_B=torch.arange(len(x)).remainder(2).float())
         model = trainer.policy.model
-        objective = Objective(trainer.config, whole_batch, ppo_clip.Params()) if name == "whole" else trainer.objective
+        objective = (
+            Objective(whole_batch, ppo_clip.Params(), trainer.objective.terms) if name == "whole" else trainer.objective
+        )
         for rows in (16, 3, 1):
             tally = Tally()
             update(
@@ -59,7 +62,7 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
                 tally,
             )
             made[f"{name}{rows}"] = torch.cat([parallel.whole(p.grad).flatten() for p in model.parameters()])
-            sums = tally.gathered().sums
+            sums = Tally.merged(ranks.gathered(tally)).sums
             made[f"{name}{rows}.loss"] = torch.tensor([float(sums["loss/policy"]), float(sums["tokens"].sum())])
     return made
 

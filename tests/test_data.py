@@ -127,9 +127,9 @@ def test_the_same_rows_from_anywhere_are_the_same_prompts(tiny, folder, suffix):
     path = written(folder, rows, "parquet" if suffix == "hub" else suffix)
     source = f"{{name: v, hub: {folder}}}" if suffix == "hub" else f"{{name: v, file: {path}}}"
     loaded, _ = config.load(tiny, [f"data.train=[{source}]", f"eval.benchmarks=[{source}]"])
-    (made,) = benchmarks(loaded, testbed.make_tokenizer()).values()
+    (made,) = benchmarks(loaded.eval, loaded.data, testbed.make_tokenizer()).values()
     assert [(p.id, p.text, p.answer) for p in made] == [(f"v/{i}", f"What is {i}+1?\n", str(i + 1)) for i in range(5)]
-    taken = PromptStream(loaded, testbed.make_tokenizer()).take(5)
+    taken = PromptStream(loaded.data, loaded.seed, testbed.make_tokenizer()).take(5)
     assert [p.id for p in taken] == [f"v/{i}@0" for i in np.random.default_rng([0, 0, 0]).permutation(5)] and {
         p.text for p in taken
     } == {p.text for p in made}
@@ -164,7 +164,7 @@ def test_a_plain_prompt_is_the_problem_and_a_line_break(tiny):
     """Byte for byte what it was before there were templates."""
     loaded, _ = config.load(tiny)
     tokenizer = testbed.make_tokenizer()
-    stream = PromptStream(loaded, tokenizer)
+    stream = PromptStream(loaded.data, loaded.seed, tokenizer)
     for prompt in stream.take(5):
         source = next(s for s in loaded.data.train if s.name == prompt.source)
         problems = Problems(source, data.TRAINING, 0, loaded.data.train.index(source))
@@ -208,12 +208,12 @@ def test_prompts_over_the_limit_are_counted_with_their_template_and_a_resume_goe
     around = len(data.encode("", tokenizer, Data(chat_template=True))[1])
     overrides = [f"data.train=[{{file: {written(tmp_path, rows, 'jsonl')}}}]", "data.chat_template=true"]
     loaded, _ = config.load(tiny, [*overrides, f"data.max_prompt_tokens={around + 7}"])
-    stream = PromptStream(loaded, tokenizer)
+    stream = PromptStream(loaded.data, loaded.seed, tokenizer)
     epoch = stream.take(7)
     assert {len(p.token_ids) - around for p in epoch} == set(range(1, 8)) and 0 < stream.too_long_count <= 3
     state = json.loads(json.dumps(stream.state()))
     ahead = stream.take(20)
-    again = PromptStream(loaded, tokenizer)
+    again = PromptStream(loaded.data, loaded.seed, tokenizer)
     again.restore(state)
     assert again.take(20) == ahead and again.passed_over == stream.passed_over == {
         "held_out": 0,

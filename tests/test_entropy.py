@@ -11,28 +11,35 @@ import pytest
 import torch
 from torch import nn
 
-from cegppo import config
+from cegppo import config, ranks
 from cegppo.instrument.entropy import (
+    BY_PROBABILITY,
     CLASSES,
-    ClipRange,
+    ClassRule,
     clip_side,
     covariance_form,
     entropy_change,
     gradient_contribution,
-    token_class,
 )
 from cegppo.instrument.ledger import Ledger, probe_entropy
 from cegppo.instrument.tally import Tally
 from cegppo.model.head import token_statistics
-from cegppo.objective import Objective
+from cegppo.objective import Weights
 from cegppo.record.files import read_lines
-from cegppo.train import Trainer, train
+from cegppo.train import train
+from cegppo.trainer import Trainer
 from cegppo.types import TokenBatch
 from cegppo.update import update
 
-from .test_train import Silent, gradient, load, moved, without_times
+from .test_train import Silent, gradient, load, moved, objective, without_times
 
-CLIP = ClipRange(0.2, 0.2)
+SURPRISAL = ClassRule("surprisal")
+
+
+def weights(weight_BT, low=0.8, high=1.2):
+    """What the tally reads of a loss that puts `weight_BT` on its tokens."""
+    low_BT, high_BT = torch.full_like(weight_BT, low), torch.full_like(weight_BT, high)
+    return Weights(weight_BT, weight_BT, weight_BT, None, low_BT, high_BT)
 
 
 def test_uniform_logits_have_entropy_log_v():
@@ -65,8 +72,8 @@ def test_two_token_state_by_hand():
     slope = [-p * (math.log(p) + entropy), -q * (math.log(q) + entropy)]
     assert entropy_change(*facts).item() == near(-0.75 * (slope[0] * -0.8 + slope[1] * 0.8))
     assert covariance_form(torch.tensor([a]), s.logprob_N, s.entropy_N).item() == near(-(math.log(q) + entropy) * q * a)
-    assert CLASSES[token_class(s.logprob_N, s.entropy_N, w, "probability", 0.5)] == "na_lp"
-    assert clip_side(torch.tensor([0.5]), torch.tensor([a]), CLIP).item() == 1
+    assert CLASSES[BY_PROBABILITY.codes(s.logprob_N, s.entropy_N, w)] == "na_lp"
+    assert clip_side(torch.tensor([0.5]), torch.tensor([a]), 0.8, 1.2).item() == 1
 
     tally = Tally()
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -79,7 +86,7 @@ def test_two_token_state_by_hand():
         s.sum_p2_N[None],
         s.sum_p2_logp_N[None],
     )
-    tally.add_tokens(x, w[None], one, CLIP)
+    tally.add_tokens(x, weights(w[None]), one)
     m = tally.metrics(updates=1)
     assert (
         m["clip/low"] == m["tokens/na_lp"] == m["clip/na_lp"] == m["grad/share_clip_low"] == 1 and m["clip/high"] == 0
@@ -97,9 +104,9 @@ def test_the_two_rules_of_class():
     logprob, entropy = torch.tensor([0.6, 0.3, 0.3]).log(), torch.tensor([0.3, 1.5, 0.9])
     plus = torch.ones(3)
     name = lambda codes: [CLASSES[c] for c in codes]
-    assert name(token_class(logprob, entropy, plus, "probability", 0.5)) == ["pa_hp", "pa_lp", "pa_lp"]
-    assert name(token_class(logprob, entropy, -plus, "surprisal", 0.5)) == ["na_lp", "na_hp", "na_lp"]
-    assert name(token_class(logprob, entropy, 0 * plus, "probability", 0.5)) == ["none"] * 3
+    assert name(BY_PROBABILITY.codes(logprob, entropy, plus)) == ["pa_hp", "pa_lp", "pa_lp"]
+    assert name(SURPRISAL.codes(logprob, entropy, -plus)) == ["na_lp", "na_hp", "na_lp"]
+    assert name(BY_PROBABILITY.codes(logprob, entropy, 0 * plus)) == ["none"] * 3
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -121,8 +128,8 @@ def test_predicted_change_of_a_tabular_softmax(sign):
     after = token_statistics(z + step * weight[:, None] * push, token)
     measured = (after.entropy_N - s.entropy_N) / step
     assert ((measured - predicted).abs() <= 0.01 * predicted.abs() + 1e-9).all()
-    for rule in ("probability", "surprisal"):
-        code = token_class(s.logprob_N, s.entropy_N, weight, rule, 0.5)
+    for rule in (BY_PROBABILITY, SURPRISAL):
+        code = rule.codes(s.logprob_N, s.entropy_N, weight)
         for name, direction in (("pa_hp", -1), ("pa_lp", 1), ("na_hp", 1), ("na_lp", -1)):
             mine = measured[code == CLASSES.index(name)]
             if name.startswith("pa") == (sign > 0):
@@ -167,7 +174,7 @@ def tally_of(x, rows):
     tally = Tally()
     for index in rows:
         part = x.rows(index)
-        tally.add_tokens(part, part.advantage_BT * part.ratio_BT, part.mask_BT / x.mask_BT.sum(), CLIP)
+        tally.add_tokens(part, weights(part.advantage_BT * part.ratio_BT), part.mask_BT / x.mask_BT.sum())
     return tally
 
 
@@ -189,7 +196,7 @@ def gather_in_process(rank, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.distributed.init_process_group("gloo")
     x = random_batch()
-    gathered = tally_of(x, [torch.arange(12).chunk(2)[rank]]).gathered()
+    gathered = Tally.merged(ranks.gathered(tally_of(x, [torch.arange(12).chunk(2)[rank]])))
     torch.save(gathered.metrics(1), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -242,10 +249,10 @@ def linear_ledger(lr, optimizer_class, steps=1, **options):
     settings = config.Config(loss={"name": "cegppo", "beta1": 0.5, "beta2": 1.0})
     settings.update.grad_clip = 0.05  # far below the norm: the clipping must be accounted for
     optimizer = optimizer_class(policy.model.parameters(), lr=lr, **options)
-    objective = Objective.at(settings, 0)
+    chosen = objective(settings)
     for _ in range(steps):
-        ledger = Ledger(policy, optimizer, mini, objective.clip, "probability", 0.5)
-        update(policy, optimizer, mini, objective, Tally(), ledger)
+        ledger = Ledger(policy, optimizer, mini, BY_PROBABILITY)
+        update(policy, optimizer, mini, chosen, Tally(), grad_clip=settings.update.grad_clip, ledger=ledger)
         made = ledger.after()
     assert made["dentropy/measured"] == pytest.approx(probe_entropy(policy, mini) - ledger.entropy_before, abs=1e-14)
     return made

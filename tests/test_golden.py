@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cegppo import config
-from cegppo.train import Trainer
+from cegppo.trainer import Trainer
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 RELATIVE = 1e-6

@@ -13,14 +13,15 @@ from cegppo import config, losses
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
-types losses.* instrument.entropy
-ranks instrument.tally problems.grader problems.reward config.layers config objective
+types knobs losses.* objective
+instrument.entropy instrument.tally
+ranks problems.grader problems.reward config.layers config
 record.files record.provenance record.mirror
 problems.counts problems.completions problems.data problems.testbed
 record.run instrument.tokens advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
-instrument.ledger rollout rollout.hf rollout.vllm rollout.divided rollout.collect
-evaluate update metrics checkpoint train sweep.launch sweep.grid sweep.search screen
+instrument.ledger rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
+evaluate update metrics checkpoint trainer train sweep.launch sweep.grid sweep.search screen
 """.split()
 
 

@@ -11,13 +11,13 @@ from cegppo.model import attention, memory
 from cegppo.model.attention import checkpointed
 from cegppo.model.optimizer import OffloadedAdamW
 from cegppo.model.policy import Policy
-from cegppo.objective import Objective
 from cegppo.record.files import read_lines
-from cegppo.train import Trainer, train
+from cegppo.train import train
+from cegppo.trainer import Trainer
 from cegppo.types import BadInput, Prompt, Rollout
 from cegppo.update import update
 
-from .test_train import Silent
+from .test_train import Silent, objective
 
 
 def loaded(tiny, *overrides):
@@ -38,10 +38,10 @@ def batch(p: Policy, lengths=((3, 5), (7, 2), (1, 1), (4, 11), (2, 8))):
 
 def gradients(p: Policy, tiny, x) -> list[torch.Tensor]:
     """The unclipped gradient of one update of `x`, entropy term included."""
-    objective = Objective.at(loaded(tiny, "update.grad_clip=0", "update.entropy_coef=0.1"), 0)
+    chosen = objective(loaded(tiny, "update.grad_clip=0", "update.entropy_coef=0.1"))
     from cegppo.instrument.tally import Tally
 
-    update(p, torch.optim.SGD(p.model.parameters(), lr=0.0), x, objective, Tally())
+    update(p, torch.optim.SGD(p.model.parameters(), lr=0.0), x, chosen, Tally())
     return [v.grad.clone() for v in p.model.parameters()]
 
 

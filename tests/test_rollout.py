@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cegppo.model.policy import Policy
-from cegppo.rollout import hf
+from cegppo.rollout import Sampling, hf
 from cegppo.rollout.hf import HFSampler, sample_tokens
 from cegppo.types import Prompt
 
@@ -28,7 +28,7 @@ def key(rollouts):
 
 
 def test_batching_and_retiring_never_change_what_is_sampled(policy, monkeypatch):
-    sampler = HFSampler(policy, seed=3, max_tokens=24)
+    sampler = HFSampler(policy, Sampling(seed=3, max_tokens=24))
     together = sampler.sample(prompts(policy, TEXTS), 6, step=5)
     assert len({len(r.token_ids) for r in together}) > 3  # of varying length, so rows did retire
     alone = [r for p in prompts(policy, TEXTS) for r in sampler.sample([p], 6, step=5)]
@@ -55,7 +55,7 @@ def test_streams_differ_by_seed_step_prompt_and_index():
 
 def test_sampled_logprobs_agree_with_the_trainer(policy):
     for temperature in (1.0, 0.6):
-        sampler = HFSampler(policy, seed=0, max_tokens=24, temperature=temperature, top_p=0.9)
+        sampler = HFSampler(policy, Sampling(seed=0, max_tokens=24, temperature=temperature, top_p=0.9))
         rollouts = sampler.sample(prompts(policy, TEXTS), 8, step=0)
         trainer = Policy(policy.model, policy.tokenizer, temperature=temperature, micro_batch_tokens=300)
         zeros = np.zeros(len(rollouts))
@@ -68,7 +68,7 @@ def test_trainer_statistics_against_a_plain_forward_in_float64(policy):
     model's logits."""
     import copy
 
-    rollouts = HFSampler(policy, seed=0, max_tokens=16).sample(prompts(policy, TEXTS), 2, step=0)
+    rollouts = HFSampler(policy, Sampling(seed=0, max_tokens=16)).sample(prompts(policy, TEXTS), 2, step=0)
     zeros = np.zeros(len(rollouts))
     x = policy.collate(rollouts, zeros, zeros, zeros)
     model = copy.deepcopy(policy.model).double()
@@ -117,7 +117,7 @@ def test_a_draw_of_one_never_leaves_the_support():
 
 
 def test_end_of_sequence_and_length_limit(policy):
-    rollouts = HFSampler(policy, seed=1, max_tokens=6).sample(prompts(policy, TEXTS), 20, step=0)
+    rollouts = HFSampler(policy, Sampling(seed=1, max_tokens=6)).sample(prompts(policy, TEXTS), 20, step=0)
     eos = policy.tokenizer.eos_token_id
     assert {r.finish for r in rollouts} == {"stop", "length"}
     for r in rollouts:
@@ -128,6 +128,6 @@ def test_end_of_sequence_and_length_limit(policy):
 def test_greedy_limit_equals_generate(policy):
     """At a very low temperature the sampler and the library's own greedy search say the same."""
     (prompt,) = prompts(policy, TEXTS[:1])
-    (ours,) = HFSampler(policy, seed=0, temperature=1e-4, max_tokens=12).sample([prompt], 1, 0)
+    (ours,) = HFSampler(policy, Sampling(seed=0, temperature=1e-4, max_tokens=12)).sample([prompt], 1, 0)
     theirs = policy.model.generate(torch.tensor([prompt.token_ids]), do_sample=False, max_new_tokens=12, pad_token_id=0)
     assert list(ours.token_ids) == theirs[0, len(prompt.token_ids) :].tolist()[: len(ours.token_ids)]

@@ -19,7 +19,8 @@ from cegppo.model.critic import value_loss
 from cegppo.objective import Objective, aggregation, kl_penalty
 from cegppo.record.files import read_lines
 from cegppo.record.run import Record, checkpoint
-from cegppo.train import Trainer, train
+from cegppo.train import train
+from cegppo.trainer import Trainer, knobs_of, objective_of
 from cegppo.types import BadInput, TokenBatch
 from cegppo.update import update
 
@@ -37,16 +38,21 @@ def load(tiny, *overrides):
     return config.load(tiny, list(overrides))[0]
 
 
+def objective(settings):
+    """The objective of the first step of the run of `settings`."""
+    return objective_of(settings, knobs_of(settings), 0)
+
+
 def without_times(path):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_lines(path)]
 
 
-def gradient(trainer, mini, micro_batch_tokens, objective=None):
+def gradient(trainer, mini, micro_batch_tokens, chosen=None):
     """The mini-batch's gradient, flat, and its tally; parameters stay as they are."""
     trainer.policy.micro_batch_tokens = micro_batch_tokens
     optimizer = torch.optim.SGD(trainer.policy.model.parameters(), lr=0.0)
     tally = Tally()
-    norm = update(trainer.policy, optimizer, mini, objective or trainer.objective, tally)
+    norm = update(trainer.policy, optimizer, mini, chosen or trainer.objective, tally)
     return torch.cat([p.grad.flatten() for p in trainer.policy.model.parameters()]), tally, norm
 
 
@@ -98,7 +104,7 @@ def test_a_whole_batch_loss_sees_the_whole_batch(tiny, monkeypatch):
 
     trainer = Trainer(load(tiny))
     module = pytypes.SimpleNamespace(Params=ppo_clip.Params, token_loss=token_loss, WHOLE_BATCH=True)
-    objective = Objective(trainer.config, module, ppo_clip.Params())
+    objective = Objective(module, ppo_clip.Params(), trainer.objective.terms)
     mini = trainer.batch(trainer.collect(0))
     whole, tally, _ = gradient(trainer, mini, 10**9, objective)
     parts, parts_tally, _ = gradient(trainer, mini, 100, objective)
@@ -153,7 +159,7 @@ def test_a_loss_may_read_the_entropy_with_a_gradient(tiny):
         Params=ppo_clip.Params, token_loss=lambda x, p: (x.entropy_BT**2 - x.logprob_BT, {})
     )
     mini = trainer.batch(trainer.collect(0))
-    ours, _, _ = gradient(trainer, mini, 200, Objective(trainer.config, module, ppo_clip.Params()))
+    ours, _, _ = gradient(trainer, mini, 200, Objective(module, ppo_clip.Params(), trainer.objective.terms))
     s = trainer.policy.statistics(mini, entropy_grad=True)
     trainer.policy.model.zero_grad()
     (s.entropy_N.square() - s.logprob_N - 0.01 * s.entropy_N).mean().backward()
@@ -308,8 +314,8 @@ def test_refill_fills_the_batch_and_drop_shrinks_it(tiny):
     assert collected.trained == [] and collected.constant_groups == 4
     trainer = Trainer(load(tiny, "rollout.drop_constant_groups=refill", "group_size=2", "prompts_per_step=8"))
     collected = trainer.collect(0)  # coins: half of the pairs are constant
-    rewards = np.array([collected.scores[i].reward for i in collected.trained]).reshape(-1, 2)
-    assert len(rewards) == 8 and (np.ptp(rewards, axis=1) > 0).all() and collected.groups > 8
+    rewards = np.array([[score.reward for score in group.scores] for group in collected.trained])
+    assert len(rewards) == 8 and (np.ptp(rewards, axis=1) > 0).all() and len(collected.groups) > 8
 
 
 def test_dropped_groups_make_fewer_updates_of_about_the_same_size(tiny):
@@ -317,7 +323,7 @@ def test_dropped_groups_make_fewer_updates_of_about_the_same_size(tiny):
     four."""
     trainer = Trainer(load(tiny, "rollout.drop_constant_groups=drop", "rollout.prompts_per_round=8"))
     collected = trainer.collect(0)
-    assert collected.groups == 8 and len(collected.trained) <= 16
+    assert len(collected.groups) == 8 and len(collected.trained) <= 4
     x = trainer.batch(collected)
     sizes = lambda rows: [len(mini) for mini in trainer.mini_batches(x.rows(torch.arange(rows)))]
     assert [sizes(n) for n in (16, 12, 8, 4)] == [[8, 8], [6, 6], [8], [4]]

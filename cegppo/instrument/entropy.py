@@ -6,17 +6,15 @@ forward pass:
 
 * class: advantage sign × probability (PA&HP, PA&LP, NA&HP, NA&LP); tokens with A = 0 belong to
   none;
-* clip side: low where A < 0 and ratio < 1 − ε_low, high where A > 0 and ratio > 1 + ε_high: what a
-  clip at those bounds would have cut, whatever the loss did with it;
+* clip side: low where A < 0 and the ratio is below the loss's lower bound, high where A > 0 and it
+  is above its upper one: what a clip there would have cut, whatever the loss did with it;
 * gradient contribution: |w| √(1 − 2p + Σπ²), the norm of w ∇_z log π(y_t) in logit space;
 * first-order entropy change for dz = w ∇_z log π(y_t): −w [p (log p + H) − Σ π² (log π + H)] (arXiv
   2602.09782, 2602.03392).
-
-Sums go into a Tally, so nothing depends on how a step is cut into micro-batches. docs/metrics.md
-defines every key.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,28 +24,31 @@ SIDES = ("inside", "low", "high")
 
 
 @dataclass(frozen=True)
-class ClipRange:
-    """The bounds that clip facts are stated for."""
+class ClassRule:
+    """What makes a token's probability high.
 
-    eps_low: float
-    eps_high: float
-
-
-def token_class(logprob: Tensor, entropy: Tensor, advantage: Tensor, rule: str, threshold: float) -> Tensor:
-    """Class codes (index into CLASSES), any shape, int64.
-
-    `probability`: high means p ≥ threshold. `surprisal`: high means −log p ≤ H, the boundary at
-    which the sampled token's own part of the first-order entropy change has sign 0.
+    `probability`: p ≥ threshold. `surprisal`: −log p ≤ H, the boundary at which the sampled token's
+    own part of the first-order entropy change has sign 0.
     """
-    high = logprob.exp() >= threshold if rule == "probability" else -logprob <= entropy
-    code = torch.where(advantage > 0, 2, 4) - high.long()
-    return torch.where(advantage == 0, 0, code)
+
+    kind: Literal["probability", "surprisal"] = "probability"
+    threshold: float = 0.5
+
+    def codes(self, logprob: Tensor, entropy: Tensor, advantage: Tensor) -> Tensor:
+        """Class codes (index into CLASSES), any shape, int64."""
+        high = logprob.exp() >= self.threshold if self.kind == "probability" else -logprob <= entropy
+        code = torch.where(advantage > 0, 2, 4) - high.long()
+        return torch.where(advantage == 0, 0, code)
 
 
-def clip_side(ratio: Tensor, advantage: Tensor, clip: ClipRange) -> Tensor:
-    """Side codes (index into SIDES), any shape, int64."""
-    low = (advantage < 0) & (ratio < 1 - clip.eps_low)
-    high = (advantage > 0) & (ratio > 1 + clip.eps_high)
+BY_PROBABILITY = ClassRule()
+
+
+def clip_side(ratio: Tensor, advantage: Tensor, clip_low: Tensor | float, clip_high: Tensor | float) -> Tensor:
+    """Side codes (index into SIDES), any shape, int64: `low` where A < 0 and the ratio is below
+    `clip_low`, `high` where A > 0 and it is above `clip_high`."""
+    low = (advantage < 0) & (ratio < clip_low)
+    high = (advantage > 0) & (ratio > clip_high)
     return low.long() + 2 * high.long()
 
 

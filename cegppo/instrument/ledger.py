@@ -23,8 +23,9 @@ from .. import ranks
 from ..model import parallel
 from ..model.head import TokenStatistics
 from ..model.policy import Policy
+from ..objective import Weights
 from ..types import TokenBatch
-from .entropy import CLASSES, SIDES, ClipRange, clip_side, entropy_change, token_class
+from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change
 
 REST = ("momentum", "decay", "other")  # parts of a step that are no class of tokens
 
@@ -93,9 +94,7 @@ class Ledger:
     policy: Policy
     optimizer: torch.optim.Optimizer
     probe: TokenBatch
-    clip_range: ClipRange
-    rule: str
-    threshold: float
+    rule: ClassRule
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)  # by "class.side", and "other"
     logit: dict[str, float] = field(default_factory=dict)  # first-order ΔH in logit space, by class
     seconds: float = 0.0
@@ -104,28 +103,23 @@ class Ledger:
     def parameters(self) -> list[Tensor]:
         return self.optimizer.param_groups[0]["params"]
 
-    def watch(
-        self, s: TokenStatistics, x: TokenBatch, policy_slope_N: Tensor, slope_N: Tensor, entropy_slope_N: Tensor | None
-    ) -> None:
-        """Backward passes of one micro-batch, by cell; the graph is kept for the real one.
-
-        `policy_slope_N` is ∂ policy loss / ∂ log π (scaled), `slope_N` that of all terms,
-        `entropy_slope_N` ∂ loss / ∂ H.
-        """
+    def watch(self, s: TokenStatistics, x: TokenBatch, w: Weights) -> None:
+        """Backward passes of one micro-batch, by cell; the graph is kept for the real one."""
         start = time.perf_counter()
         inside = x.mask_BT.bool()
+        slope_N = w.slope_BT[inside]
         logprob_N, entropy_N, advantage_N = x.logprob_BT[inside], x.entropy_BT[inside], x.advantage_BT[inside]
-        code_N = token_class(logprob_N, entropy_N, advantage_N, self.rule, self.threshold)
-        side_N = clip_side(x.log_ratio_BT[inside].exp(), advantage_N, self.clip_range)
-        change_N = entropy_change(-policy_slope_N, logprob_N, entropy_N, x.sum_p2_BT[inside], x.sum_p2_logp_BT[inside])
+        code_N = self.rule.codes(logprob_N, entropy_N, advantage_N)
+        side_N = clip_side(x.log_ratio_BT[inside].exp(), advantage_N, w.clip_low_BT[inside], w.clip_high_BT[inside])
+        change_N = entropy_change(-slope_N, logprob_N, entropy_N, x.sum_p2_BT[inside], x.sum_p2_logp_BT[inside])
         slopes = {}
         for c, name in enumerate(CLASSES[1:], 1):
             self.logit[name] = self.logit.get(name, 0.0) + float(change_N[code_N == c].sum())
             for side, side_name in enumerate(SIDES):
-                slopes[f"{name}.{side_name}"] = [torch.where((code_N == c) & (side_N == side), policy_slope_N, 0.0)]
-        slopes["other"] = [slope_N - torch.where(code_N > 0, policy_slope_N, 0.0)]
-        if entropy_slope_N is not None:
-            slopes["other"].append(entropy_slope_N)
+                slopes[f"{name}.{side_name}"] = [torch.where((code_N == c) & (side_N == side), slope_N, 0.0)]
+        slopes["other"] = [w.total_slope_BT[inside] - torch.where(code_N > 0, slope_N, 0.0)]
+        if w.entropy_slope_BT is not None:
+            slopes["other"].append(w.entropy_slope_BT[inside])
         present = ranks.anywhere([any(bool(v.any()) for v in values) for values in slopes.values()])
         for (name, values), somewhere in zip(slopes.items(), present):
             if somewhere:  # then every rank takes part

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ranks
+from ..objective import Weights
 from ..types import TokenBatch
 from .entropy import (
+    BY_PROBABILITY,
     CLASSES,
     SIDES,
-    ClipRange,
+    ClassRule,
     clip_side,
     covariance_form,
     entropy_change,
     gradient_contribution,
-    token_class,
 )
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -32,39 +32,36 @@ class Tally:
     that ever happens to it."""
 
     sums: dict[str, np.ndarray] = field(default_factory=dict)
-    lows: dict[str, float] = field(default_factory=dict)
+    least: dict[str, float] = field(default_factory=dict)
+    greatest: dict[str, float] = field(default_factory=dict)
     outside_prob: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"low": [], "high": []})
 
     def add(self, name: str, value: Tensor | np.ndarray | float) -> None:
         value = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def least(self, name: str, value: Tensor | float) -> None:
-        self.lows[name] = min(self.lows.get(name, float("inf")), float(value))
+    def add_all(self, sums: dict[str, float], share: float = 1.0) -> None:
+        for name, value in sums.items():
+            self.add(name, value * share)
 
-    def add_tokens(
-        self,
-        x: TokenBatch,
-        weight_BT: Tensor,
-        scale_BT: Tensor,
-        clip: ClipRange,
-        rule: str = "probability",
-        threshold: float = 0.5,
-    ) -> None:
-        """Count a micro-batch. `weight_BT` is w; `scale_BT` its factor in the aggregated loss
-        (1/tokens for a token mean)."""
+    def add_range(self, name: str, low: Tensor | float, high: Tensor | float) -> None:
+        self.least[name] = min(self.least.get(name, float("inf")), float(low))
+        self.greatest[name] = max(self.greatest.get(name, -float("inf")), float(high))
+
+    def add_tokens(self, x: TokenBatch, w: Weights, scale_BT: Tensor, rule: ClassRule = BY_PROBABILITY) -> None:
+        """Count a micro-batch. `scale_BT` is a weight's factor in the aggregated loss (1 / tokens
+        for a token mean)."""
         inside = x.mask_BT.bool()
         fields = (
             x.logprob_BT, x.entropy_BT, x.advantage_BT, x.sum_p2_BT, x.sum_p2_logp_BT, x.log_ratio_BT,
-            weight_BT * scale_BT, scale_BT,
+            w.weight_BT * scale_BT, scale_BT, w.clip_low_BT, w.clip_high_BT,
         )  # fmt: skip
-        stacked = torch.stack([value_BT.detach() for value_BT in fields])[
-            :, inside
-        ].double()  # few large operations: this runs every update
-        logprob, entropy, advantage, sum_p2, sum_p2_logp, log_ratio, weight, scale = stacked
+        # Few large operations: this runs every update.
+        stacked = torch.stack([value_BT.detach() for value_BT in fields])[:, inside].double()
+        logprob, entropy, advantage, sum_p2, sum_p2_logp, log_ratio, weight, scale, clip_low, clip_high = stacked
         prob, ratio = logprob.exp(), log_ratio.exp()
-        side = clip_side(ratio, advantage, clip)
-        cell = token_class(logprob, entropy, advantage, rule, threshold) * len(SIDES) + side
+        side = clip_side(ratio, advantage, clip_low, clip_high)
+        cell = rule.codes(logprob, entropy, advantage) * len(SIDES) + side
         columns = {
             "tokens": torch.ones_like(prob),
             "entropy": entropy,
@@ -80,25 +77,23 @@ class Tally:
         )
         for name, value in zip(columns, cells.view(-1, len(CLASSES), len(SIDES)).cpu().numpy()):
             self.add(name, value)
-        low, high = torch.aminmax(ratio)
-        self.least("ratio_min", low)
-        self.least("-ratio_max", -high)
+        self.add_range("ratio", *torch.aminmax(ratio))
         outside = side > 0
         if outside.any():
             for name, which in (("low", 1), ("high", 2)):
                 self.outside_prob[name].append(prob[side == which].float().cpu().numpy())
 
-    def gathered(self) -> "Tally":
-        """The sum over all ranks; itself when there is one."""
-        tallies = ranks.gathered(self)
+    @classmethod
+    def merged(cls, tallies: "list[Tally]") -> "Tally":
+        """The sum of several, such as those of all ranks; itself when there is one."""
         if len(tallies) == 1:
-            return self
-        whole = Tally()
+            return tallies[0]
+        whole = cls()
         for tally in tallies:
             for name, value in tally.sums.items():
                 whole.add(name, value)
-            for name, value in tally.lows.items():
-                whole.least(name, value)
+            for name in tally.least:
+                whole.add_range(name, tally.least[name], tally.greatest[name])
             for name, values in tally.outside_prob.items():
                 whole.outside_prob[name] += values
         return whole
@@ -131,5 +126,5 @@ class Tally:
         made["dentropy/predicted"] = dentropy_CS.sum()
         made["dentropy/covariance"] = self.sums["covariance"].sum() / updates
         made["kl/old_k1"], made["kl/old_k3"] = self.sums["kl_k1"].sum() / total, self.sums["kl_k3"].sum() / total
-        made["ratio/min"], made["ratio/max"] = self.lows["ratio_min"], -self.lows["-ratio_max"]
+        made["ratio/min"], made["ratio/max"] = self.least["ratio"], self.greatest["ratio"]
         return {k: float(v) for k, v in made.items()}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import ranks
-from ..config import Config
+from ..objective import Weights
 from ..types import Rollout, TokenBatch
-from .entropy import CLASSES, SIDES, ClipRange, clip_side, entropy_change, gradient_contribution, token_class
+from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change, gradient_contribution
 
 
 class TokenRecord:
@@ -22,18 +22,24 @@ class TokenRecord:
     """
 
     def __init__(
-        self, step: int, rollouts: list[Rollout], rewards: list[float], tokenizer: Any, config: Config, clip: ClipRange
+        self,
+        step: int,
+        rollouts: list[Rollout],
+        rewards: list[float],
+        tokenizer: Any,
+        rule: ClassRule,
+        max_tokens: int,
+        seed: int,
     ):
-        self.step, self.rollouts, self.rewards, self.tokenizer = step, rollouts, rewards, tokenizer
-        self.diagnostics, self.clip = config.diagnostics, clip
+        self.step, self.rollouts, self.rewards, self.tokenizer, self.rule = step, rollouts, rewards, tokenizer, rule
         lengths = np.array([len(r.token_ids) for r in rollouts])
-        order = np.random.default_rng([config.seed, step]).permutation(len(rollouts))
+        order = np.random.default_rng([seed, step]).permutation(len(rollouts))
         self.chosen = torch.zeros(len(rollouts), dtype=torch.bool)
-        self.chosen[order[lengths[order].cumsum() <= self.diagnostics.max_tokens]] = True
+        self.chosen[order[lengths[order].cumsum() <= max_tokens]] = True
         self.update = 0
         self._columns: list[dict[str, np.ndarray]] = []
 
-    def add(self, x: TokenBatch, weight_BT: Tensor, scale_BT: Tensor) -> None:
+    def add(self, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
         """The tokens of a micro-batch of update number `self.update`."""
         b_N, t_N = torch.nonzero(x.mask_BT * self.chosen.to(x.mask_BT.device)[x.row_B][:, None], as_tuple=True)
         pick = lambda value_BT: value_BT[b_N, t_N].detach().double()
@@ -43,11 +49,11 @@ class TokenRecord:
             pick(x.advantage_BT),
             pick(x.log_ratio_BT).exp(),
         )
-        weight, sum_p2 = pick(weight_BT), pick(x.sum_p2_BT)
+        weight, sum_p2 = pick(w.weight_BT), pick(x.sum_p2_BT)
         row = x.row_B[b_N].tolist()
         position = t_N.tolist()
-        code = token_class(logprob, entropy, advantage, self.diagnostics.classes, self.diagnostics.threshold).tolist()
-        side = clip_side(ratio, advantage, self.clip).tolist()
+        code = self.rule.codes(logprob, entropy, advantage).tolist()
+        side = clip_side(ratio, advantage, pick(w.clip_low_BT), pick(w.clip_high_BT)).tolist()
         token_ids = [self.rollouts[r].token_ids[t] for r, t in zip(row, position)]
         numbers = {
             "prob": logprob.exp(), "old_prob": pick(x.old_logprob_BT).exp(), "entropy": entropy,

@@ -3,14 +3,24 @@
 A module defines `Params`, a frozen dataclass of its knobs, and `token_loss(x: TokenBatch, p:
 Params)`, which returns the loss to MINIMISE per token ([B, T]) and a dict of per-token facts ([B,
 T]) that only this loss knows. It never reduces, logs, draws random numbers from a global generator,
-or mutates. A module that sets `WHOLE_BATCH = True` is given the whole mini-batch at once, however
-it is split into micro-batches.
+or mutates.
+
+Two facts have a meaning of their own: `clip_low` and `clip_high`, the bounds on the token's ratio
+outside which this loss changes its rule (A < 0 below the one, A > 0 above the other). The
+instrument states clip facts at them. A loss without such bounds leaves them out.
+
+What a module may ask for, each by a name of its own:
+* `WHOLE_BATCH = True`: it is given the whole mini-batch at once, however that is cut up;
+* `DRAWS = True`: `x.uniform_BT` holds seeded draws, the same however the mini-batch is cut up;
+* `make_knobs(values, steps)`: its knobs follow a controller (`cegppo.knobs.Knobs`).
 """
 
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
+from ..knobs import Knobs, Scheduled
 from ..types import BadInput
 
 
@@ -24,3 +34,9 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise BadInput(f"there is no loss '{name}'; there are: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def knobs(name: str, values: dict[str, Any], steps: int) -> Knobs:
+    """What sets the knobs of loss `name` in a run of `steps` steps, from its configured
+    `values`."""
+    return getattr(load(name), "make_knobs", Scheduled)(values, steps)

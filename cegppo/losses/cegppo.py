@@ -37,4 +37,7 @@ def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     unit_BT = torch.exp(x.logprob_BT - x.logprob_BT.detach())
     scale_BT = torch.where(low_BT, p.beta1 * (1 - p.eps_low) * unit_BT, ratio_BT)
     scale_BT = torch.where(high_BT, p.beta2 * (1 + p.eps_high) * unit_BT, scale_BT)
-    return -scale_BT * advantage_BT, {}
+    bounds = dict(
+        clip_low=torch.full_like(ratio_BT, 1 - p.eps_low), clip_high=torch.full_like(ratio_BT, 1 + p.eps_high)
+    )
+    return -scale_BT * advantage_BT, bounds

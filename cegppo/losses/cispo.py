@@ -11,6 +11,7 @@ same weights except in the two cells where the clip of PPO does not act (A > 0 b
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..types import TokenBatch
@@ -24,4 +25,7 @@ class Params:
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     weight_BT = x.ratio_BT.clamp(1 - p.eps_low, 1 + p.eps_high).detach()
-    return -weight_BT * x.advantage_BT * x.logprob_BT, {}
+    bounds = dict(
+        clip_low=torch.full_like(weight_BT, 1 - p.eps_low), clip_high=torch.full_like(weight_BT, 1 + p.eps_high)
+    )
+    return -weight_BT * x.advantage_BT * x.logprob_BT, bounds

@@ -24,4 +24,7 @@ class Params:
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     clipped_BT = x.ratio_BT.clamp(1 - p.eps_low, 1 + p.eps_high)
-    return torch.maximum(-x.advantage_BT * x.ratio_BT, -x.advantage_BT * clipped_BT), {}
+    bounds = dict(
+        clip_low=torch.full_like(clipped_BT, 1 - p.eps_low), clip_high=torch.full_like(clipped_BT, 1 + p.eps_high)
+    )
+    return torch.maximum(-x.advantage_BT * x.ratio_BT, -x.advantage_BT * clipped_BT), bounds

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .. import advantage, ranks
 from ..types import TokenBatch
 from . import parallel
 from .policy import Policy, scatter
@@ -32,6 +33,21 @@ class Critic(nn.Module):
         """[B, T] value of the state before each response token; 0 elsewhere."""
         hidden_NH, _ = self.policy.states(self.decoder, x)
         return scatter(self.head(hidden_NH.to(self.head.weight.dtype))[:, 0], x.mask_BT)
+
+
+@torch.no_grad()
+def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten: bool) -> TokenBatch:
+    """`x` with the critic's values, its targets, and advantages by GAE(λ) instead of a group's."""
+    value_BT = torch.zeros_like(x.mask_BT)
+    for index, micro in critic.policy.micro_batches(x):
+        value_BT[index, : micro.mask_BT.shape[1]] += critic(micro)
+    value_BT = ranks.total(value_BT)
+    reward_BT = torch.zeros_like(x.mask_BT)
+    reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = x.reward_B  # the whole reward comes with the last token
+    advantage_BT, return_BT = advantage.gae(reward_BT, value_BT, x.mask_BT, gamma, lam)
+    if whiten:
+        advantage_BT = advantage.whiten(advantage_BT, x.mask_BT)
+    return x.but(advantage_BT=advantage_BT, old_value_BT=value_BT, return_BT=return_BT)
 
 
 def value_loss(value_BT: Tensor, x: TokenBatch, clip: float) -> tuple[Tensor, Tensor]:

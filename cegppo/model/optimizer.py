@@ -1,11 +1,11 @@
 """AdamW, with moments that may wait in the CPU's memory."""
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Update
 from . import parallel
 
 
@@ -44,8 +44,8 @@ def clip_grad_norm(model: torch.nn.Module, most: float) -> Tensor:
     return parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most or float("inf")))
 
 
-def adamw(parameters: Any, lr: float, config: Config) -> torch.optim.AdamW:
-    u = config.update
+def adamw(parameters: Iterable[nn.Parameter], lr: float, u: Update) -> torch.optim.AdamW:
+    """AdamW at rate `lr`, everything else as `update.*` says."""
     kind = OffloadedAdamW if u.offload_optimizer else torch.optim.AdamW
     return kind(parameters, lr=lr, betas=(u.beta1, u.beta2), weight_decay=u.weight_decay)
 

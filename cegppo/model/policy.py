@@ -4,7 +4,7 @@ Only the hidden states that predict response tokens meet the vocabulary.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
-from ..config import Config
-from ..types import BadInput, Rollout, TokenBatch
+from ..config import Model
+from ..types import ORIGINS, BadInput, Rollout, TokenBatch
 from . import parallel
 from .attention import checkpointed, packed_states, predicting_states
 from .head import TokenStatistics, head_statistics, token_statistics
@@ -228,10 +228,19 @@ class Policy:
             start = stop
 
     def collate(
-        self, rollouts: list[Rollout], advantage_B: np.ndarray, reward_B: np.ndarray, correct_B: np.ndarray
+        self,
+        rollouts: Sequence[Rollout],
+        advantage_B: np.ndarray,
+        reward_B: np.ndarray,
+        correct_B: np.ndarray,
+        group_B: Sequence[int] | None = None,
     ) -> TokenBatch:
-        """A TokenBatch of `rollouts`, in order, with the old log-probabilities and entropies of
-        the policy as it is now."""
+        """A TokenBatch of `rollouts`, in order; `group_B` says which group each belongs to
+        (default: each its own).
+
+        Old log-probabilities and entropies are those of the policy as it is now; a rollout that
+        brings old log-probabilities keeps them.
+        """
         prompts = [r.prompt.token_ids for r in rollouts]
         answers = [r.token_ids for r in rollouts]
         longest = max(map(len, answers))
@@ -240,7 +249,6 @@ class Policy:
         both = [(*p, *a) for p, a in zip(prompts, answers)]
         mask_BT = tensor(pad([[1.0] * len(a) for a in answers], longest, 0.0))
         blank_BT = torch.zeros_like(mask_BT)
-        group_of = {prompt_id: n for n, prompt_id in enumerate(dict.fromkeys(r.prompt.id for r in rollouts))}
         x = TokenBatch(
             logprob_BT=blank_BT,
             old_logprob_BT=blank_BT,
@@ -249,14 +257,20 @@ class Policy:
             entropy_BT=blank_BT,
             sampler_logprob_BT=tensor(pad([r.logprobs for r in rollouts], longest, 0.0)),
             row_B=torch.arange(len(rollouts), device=self.device),
-            group_B=tensor([group_of[r.prompt.id] for r in rollouts], torch.int64),
+            group_B=tensor(range(len(rollouts)) if group_B is None else group_B, torch.int64),
             reward_B=tensor(reward_B),
             correct_B=tensor(correct_B),
+            origin_B=tensor([ORIGINS.index(r.origin) for r in rollouts], torch.int64),
             sequence_BS=tensor(pad(both, max(map(len, both)), 0), torch.int64),
             prompt_len_B=tensor([len(p) for p in prompts], torch.int64),
         )
-        old = self.evaluate(x)
-        return x.but(**old, old_logprob_BT=old["logprob_BT"], old_entropy_BT=old["entropy_BT"])
+        now = self.evaluate(x)
+        old_logprob_BT = now["logprob_BT"]
+        brought_B = tensor([r.old_logprobs is not None for r in rollouts], torch.bool)
+        if brought_B.any():
+            own_BT = tensor(pad([r.old_logprobs or (0.0,) * len(r.token_ids) for r in rollouts], longest, 0.0))
+            old_logprob_BT = torch.where(brought_B[:, None], own_BT, old_logprob_BT)
+        return x.but(**now, old_logprob_BT=old_logprob_BT, old_entropy_BT=now["entropy_BT"])
 
 
 def without_tokens(x: TokenBatch) -> TokenBatch:
@@ -273,11 +287,9 @@ def scatter(value_N: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.zeros_like(mask_BT, dtype=value_N.dtype).masked_scatter(mask_BT.bool(), value_N)
 
 
-def load_policy(config: Config, path: str | Path) -> Policy:
-    """The policy of weights `path`, computing as `config` says."""
-    m = config.model
+def load_policy(path: str, m: Model, temperature: float, micro_batch_tokens: int) -> Policy:
+    """The policy of weights `path`, computing as `model.*` says, at the sampling temperature."""
     return Policy.load(
         path, m.device, dtype=m.dtype, packing=m.packing, checkpointing=m.gradient_checkpointing,
-        head_chunk=m.head_chunk,
-        temperature=config.rollout.temperature, micro_batch_tokens=config.update.micro_batch_tokens,
+        head_chunk=m.head_chunk, temperature=temperature, micro_batch_tokens=micro_batch_tokens,
     )  # fmt: skip

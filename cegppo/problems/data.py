@@ -6,13 +6,14 @@ reference answer.
 """
 
 import json
+from collections.abc import Set
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Config, Data, Source, nearest
+from ..config import Data, Eval, Source, nearest
 from ..types import BadInput, Prompt
 from .reward import final_answer
 
@@ -239,21 +240,21 @@ def make_prompt(
     return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, entry)
 
 
-def benchmarks(config: Config, tokenizer) -> dict[str, list[Prompt]]:
+def benchmarks(e: Eval, data: Data, tokenizer) -> dict[str, list[Prompt]]:
     """Each benchmark's prompts: the first `eval.size` of a generated task (seeded by
     `eval.seed`), or a whole file or dataset."""
     made = {}
-    for source in config.eval.benchmarks:
-        problems = Problems(source, BENCHMARK, config.eval.seed)
+    for source in e.benchmarks:
+        problems = Problems(source, BENCHMARK, e.seed)
         # A generated task may repeat itself; a benchmark has every question once.
         chosen: dict[str, Prompt] = {}
-        for i in range(problems.size if problems.size is not None else 50 * config.eval.size):
-            if problems.size is None and len(chosen) == config.eval.size:
+        for i in range(problems.size if problems.size is not None else 50 * e.size):
+            if problems.size is None and len(chosen) == e.size:
                 break
             question, answer, entry = problems.problem(i)
             if problems.size is not None or question not in chosen:
                 key = question if problems.size is None else str(i)
-                chosen[key] = make_prompt(question, answer, entry, source, str(i), tokenizer, config.data)
+                chosen[key] = make_prompt(question, answer, entry, source, str(i), tokenizer, data)
         made[source.name] = list(chosen.values())
     return made
 
@@ -264,13 +265,13 @@ class PromptStream:
     Questions that a benchmark asks, and prompts over the length limit, are passed over and counted.
     """
 
-    def __init__(self, config: Config, tokenizer, held_out: set[str] = frozenset()):
-        self.seed, self.tokenizer, self.held_out = config.seed, tokenizer, held_out
-        self.data, self.max_tokens = config.data, config.data.max_prompt_tokens
-        if not config.data.train:
+    def __init__(self, data: Data, seed: int, tokenizer, held_out: Set[str] = frozenset()):
+        self.seed, self.tokenizer, self.held_out = seed, tokenizer, held_out
+        self.data, self.max_tokens = data, data.max_prompt_tokens
+        if not data.train:
             raise BadInput("data.train: no training data; name at least one source")
-        self.sources = config.data.train
-        self.problems = [Problems(s, TRAINING, config.seed, n) for n, s in enumerate(self.sources)]
+        self.sources = data.train
+        self.problems = [Problems(s, TRAINING, seed, n) for n, s in enumerate(self.sources)]
         weights = np.array([s.weight for s in self.sources])
         self.weights = weights / weights.sum()
         self.position, self.held_out_count, self.too_long_count = 0, 0, 0

@@ -1,31 +1,46 @@
-"""Samplers: prompts in, responses with the log-probabilities of their tokens out. What the
-engines have in common."""
+"""Samplers: prompts in, responses with the log-probabilities of their tokens out. What the engines
+have in common."""
 
 import copy
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from ..types import Prompt, Rollout
 
 
-class Sampler:
-    """An engine with its sampling rules as attributes (seed, temperature, top_p, top_k,
-    max_tokens); it fills in `_sample` and `load`."""
+@dataclass(frozen=True)
+class Sampling:
+    """The rules that responses are drawn by."""
 
-    def but(self, **rules: float) -> Self:
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    max_tokens: int = 64
+
+
+class Sampler:
+    """An engine with the rules it samples by; it fills in `_sample` and `load`.
+
+    A response depends on the weights, the rules and (step, prompt id, index) alone, however the
+    work is batched.
+    """
+
+    rules: Sampling
+    identity: list[Any]  # what the samples depend on besides weights and rules
+
+    def but(self, **rules: Any) -> Self:
         """A sampler of the same engine and weights with other rules."""
         made = copy.copy(self)
-        for name, value in rules.items():
-            setattr(made, name, value)
+        made.rules = replace(self.rules, **rules)
         return made
 
-    def sample(self, prompts: list[Prompt], n: int, step: int) -> list[Rollout]:
-        """`n` responses to each prompt: prompt by prompt, index 0 … n-1."""
-        return self._sample([(prompt, index) for prompt in prompts for index in range(n)], step)
+    def sample(self, prompts: list[Prompt], n: int, step: int, first: int = 0) -> list[Rollout]:
+        """`n` responses to each prompt: prompt by prompt, index first … first + n − 1.
 
-    def sample_index(self, prompts: list[Prompt], index: int, step: int) -> list[Rollout]:
-        """Response number `index` to each prompt: the one that `sample` with n > index would
-        give."""
-        return self._sample([(prompt, index) for prompt in prompts], step)
+        A prompt that is sampled again in a step draws anew from where it left off with `first`.
+        """
+        return self._sample([(prompt, first + i) for prompt in prompts for i in range(n)], step)
 
     def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
         """A response to each (prompt, index), in order."""

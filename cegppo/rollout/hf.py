@@ -11,7 +11,6 @@ batch).
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..model.policy import Policy
 from ..types import Prompt, Rollout
-from . import Sampler
+from . import Sampler, Sampling
 
 RETIRE_BELOW = 0.75  # compact the batch once fewer than this share of its rows is alive
 LENGTH_SLACK = 16  # prompts whose lengths differ by at most this much decode together
@@ -105,37 +104,21 @@ class HFSampler(Sampler):
     """Samples responses of the policy it was given; shares its weights, so `load` has nothing to
     hand over."""
 
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        seed: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_tokens: int = 64,
-        max_rows: int = 4096,
-    ):
-        self.policy, self.seed = policy, seed
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.max_tokens, self.max_rows = max_tokens, max_rows
+    def __init__(self, policy: Policy, rules: Sampling, max_rows: int = 4096):
+        self.policy, self.rules, self.max_rows = policy, rules, max_rows
+        self.identity = ["hf", policy.bfloat16]
 
     def load(self, policy: Policy) -> None:
         """New weights. The model is the trainer's own object; another one is simply taken."""
         self.policy = policy
 
-    @property
-    def identity(self) -> list[Any]:
-        """What the samples depend on besides the weights, the seed and the sampling rules."""
-        return ["hf", self.policy.bfloat16]
-
     def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
-        done: list[Rollout | None] = [None] * len(jobs)
+        done: dict[int, Rollout] = {}
         with self.policy.whole() as model:
             for group in self._groups(jobs):
                 for place, rollout in zip(group, self._decode(model, [jobs[place] for place in group], step)):
                     done[place] = rollout
-        return done
+        return [done[place] for place in range(len(jobs))]
 
     def _groups(self, jobs: list[tuple[Prompt, int]]) -> Iterator[list[int]]:
         order = sorted(range(len(jobs)), key=lambda j: len(jobs[j][0].token_ids))
@@ -159,7 +142,7 @@ class HFSampler(Sampler):
         eos = self.policy.tokenizer.eos_token_id
         prompt_len = np.array([len(p.token_ids) for p, _ in jobs])
         shortest, longest = int(prompt_len.min()), int(prompt_len.max())
-        total = longest + self.max_tokens
+        total = longest + self.rules.max_tokens
         token_BS = np.full((len(jobs), total), eos, dtype=np.int64)
         for row, (prompt, _) in enumerate(jobs):
             token_BS[row, : prompt_len[row]] = prompt.token_ids
@@ -168,10 +151,12 @@ class HFSampler(Sampler):
         draws = np.zeros(token_BS.shape)
         for row, (prompt, index) in enumerate(jobs):
             begin = prompt_len[row]
-            draws[row, begin : begin + self.max_tokens] = uniforms(self.seed, step, prompt.id, index, self.max_tokens)
+            draws[row, begin : begin + self.rules.max_tokens] = uniforms(
+                self.rules.seed, step, prompt.id, index, self.rules.max_tokens
+            )
         uniform_BS = torch.from_numpy(draws).to(device)
         prompt_len_B = torch.from_numpy(prompt_len).to(device)
-        end_B = prompt_len_B + self.max_tokens
+        end_B = prompt_len_B + self.rules.max_tokens
 
         cache = Cache(layers=[SliceLayer(total) for _ in range(model.config.num_hidden_layers)])
         alive_B = torch.arange(len(jobs), device=device)  # which job each row of the batch is
@@ -182,7 +167,7 @@ class HFSampler(Sampler):
                 hidden_BSH = decoder(input_ids=input_BS, past_key_values=cache, use_cache=True).last_hidden_state
             logits_BV = head(hidden_BSH[:, -1].to(head.weight.dtype))
             picked_B, logprob_B = sample_tokens(
-                logits_BV, uniform_BS[alive_B, place], self.temperature, self.top_p, self.top_k
+                logits_BV, uniform_BS[alive_B, place], self.rules.temperature, self.rules.top_p, self.rules.top_k
             )
             samples_B = running_B & (prompt_len_B[alive_B] <= place)
             token_B = torch.where(samples_B, picked_B, token_BS[alive_B, place])
@@ -204,7 +189,7 @@ class HFSampler(Sampler):
 
     def _rollout(self, job: tuple[Prompt, int], tokens: list[int], logprobs: list[float], begin: int) -> Rollout:
         prompt, index = job
-        response = tokens[begin : begin + self.max_tokens]
+        response = tokens[begin : begin + self.rules.max_tokens]
         eos = self.policy.tokenizer.eos_token_id
         finish = "length"
         if eos in response:

@@ -13,7 +13,7 @@ bits than the trainer's compute, sampling while the trainer works.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -27,7 +27,7 @@ from .. import ranks
 from ..config import VLLM
 from ..model.policy import Policy
 from ..types import BadInput, Prompt, Rollout
-from . import Sampler
+from . import Sampler, Sampling
 from .hf import seed_of
 
 VERSION = "0.32.0"
@@ -93,31 +93,15 @@ class VLLMSampler(Sampler):
     last handed them over."""
 
     def __init__(
-        self,
-        policy: Policy,
-        *,
-        seed: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        max_tokens: int = 64,
-        stop: list[str] = (),
-        longest: int = 1088,
-        settings: VLLM,
+        self, policy: Policy, rules: Sampling, *, stop: Sequence[str] = (), longest: int = 1088, settings: VLLM
     ):
         """`longest`: the most tokens that a prompt and its response have together. Raises
         BadInput when no engine can be started."""
-        self.policy, self.seed = policy, seed
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.max_tokens, self.stop = max_tokens, list(stop)
+        self.policy, self.rules, self.stop = policy, rules, list(stop)
         # vllm reports log-probabilities either before the temperature or after top-p and top-k.
-        self.reports = "raw_logprobs" if temperature == 1.0 else "processed_logprobs"
+        self.reports = "raw_logprobs" if rules.temperature == 1.0 else "processed_logprobs"
         self.sleeps = settings.sleep and policy.device.type != "cpu"
-        self.identity = [
-            "vllm",
-            dtype(policy, settings),
-            self.stop,
-        ]  # what the samples depend on besides weights, seed and rules
+        self.identity = ["vllm", dtype(policy, settings), self.stop]
         self.longest = min(longest, policy.model.config.max_position_embeddings)
         with ranks.together():  # before weights are handed over, for which every rank must be there
             self.engine = self._start(settings)
@@ -152,7 +136,7 @@ class VLLMSampler(Sampler):
                 enable_sleep_mode=self.sleeps,
                 enforce_eager=cpu,
                 logprobs_mode=self.reports,
-                seed=self.seed,
+                seed=self.rules.seed,
             )
         except Exception as error:  # a model or a machine that vllm cannot serve surfaces as one of many exceptions
             raise BadInput(
@@ -192,9 +176,10 @@ class VLLMSampler(Sampler):
 
     def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
         for prompt, _ in jobs:
-            if len(prompt.token_ids) + self.max_tokens > self.longest:
+            if len(prompt.token_ids) + self.rules.max_tokens > self.longest:
                 raise BadInput(
-                    f"rollout.engine=vllm: {prompt.id} has {len(prompt.token_ids)} tokens; with {self.max_tokens} more"
+                    f"rollout.engine=vllm: {prompt.id} has {len(prompt.token_ids)} tokens; with"
+                    f" {self.rules.max_tokens} more"
                     f" it exceeds {self.longest}, the least of the model's positions and data.max_prompt_tokens +"
                     " max_tokens"
                 )
@@ -206,15 +191,16 @@ class VLLMSampler(Sampler):
     def _seed(self, prompt: Prompt, index: int, step: int) -> int:
         """63 bits."""
         return int(
-            np.random.SeedSequence(seed_of(self.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0] >> 1
+            np.random.SeedSequence(seed_of(self.rules.seed, step, prompt.id, index)).generate_state(1, np.uint64)[0]
+            >> 1
         )
 
     @property
     def _exact(self) -> bool:
         """Whether the engine reports log-probabilities at this temperature and before top-p and
         top-k; others are not asked for."""
-        plain = self.top_p == 1.0 and self.top_k == 0
-        return self.temperature == 1.0 if self.reports == "raw_logprobs" else plain
+        plain = self.rules.top_p == 1.0 and self.rules.top_k == 0
+        return self.rules.temperature == 1.0 if self.reports == "raw_logprobs" else plain
 
     def _generate(self, requests: list[tuple[tuple[int, ...], int]]) -> list[Any]:
         """vllm's output of each (prompt tokens, seed)."""
@@ -228,8 +214,8 @@ class VLLMSampler(Sampler):
             start = sum(map(len, parts[: group.rank_in_group]))
             mine, requests = slice(start, start + len(requests)), [r for part in parts for r in part]
         rules = dict(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens,
-            stop=self.stop,
+            temperature=self.rules.temperature, top_p=self.rules.top_p, top_k=self.rules.top_k,
+            max_tokens=self.rules.max_tokens, stop=self.stop,
             stop_token_ids=[self.policy.tokenizer.eos_token_id], detokenize=bool(self.stop),
             logprobs=0 if self._exact else None,
         )  # fmt: skip

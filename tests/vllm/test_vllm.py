@@ -22,8 +22,10 @@ from cegppo.metrics import mismatch
 from cegppo.model.policy import Policy
 from cegppo.problems import testbed
 from cegppo.record.files import read_lines
+from cegppo.rollout import Sampling
 from cegppo.rollout.vllm import VLLMSampler, default_max_mismatch
-from cegppo.train import Trainer, train
+from cegppo.train import train
+from cegppo.trainer import Trainer
 from cegppo.types import BadInput, Prompt
 from cegppo.update import Diverged
 
@@ -79,7 +81,7 @@ def policy(model):
 
 @pytest.fixture(scope="module")
 def sampler(policy):
-    return VLLMSampler(policy, **RULES, settings=SETTINGS)
+    return VLLMSampler(policy, Sampling(**RULES), settings=SETTINGS)
 
 
 def prompts(policy):
@@ -113,7 +115,7 @@ def test_seeds_batches_and_order(policy, sampler):
     assert [k for p in prompts(policy) for k in key(sampler.sample([p], 3, step=5))] == [
         k for k in key(rollouts) if k[1] < 3
     ]
-    assert key(sampler.sample_index(prompts(policy), 4, step=5)) == [k for k in key(rollouts) if k[1] == 4]
+    assert key(sampler.sample(prompts(policy), 1, step=5, first=4)) == [k for k in key(rollouts) if k[1] == 4]
     for other in (sampler.sample(prompts(policy), 6, step=6), sampler.but(seed=4).sample(prompts(policy), 6, step=5)):
         assert key(other) != key(rollouts)
     assert sampler.sample([], 6, step=5) == []
@@ -216,7 +218,7 @@ def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
 
 
 def test_a_temperature_of_its_own(policy):
-    sampler = VLLMSampler(policy, **RULES, temperature=0.6, settings=SETTINGS)
+    sampler = VLLMSampler(policy, Sampling(**RULES, temperature=0.6), settings=SETTINGS)
     rollouts = sampler.sample(prompts(policy), 16, step=0)
     assert against(policy, rollouts, temperature=0.6)[0] < 1e-4 < against(policy, rollouts)[1]
     assert all(r.logprobs == () for r in sampler.but(top_p=0.9).sample(prompts(policy), 1, step=0))
@@ -225,7 +227,7 @@ def test_a_temperature_of_its_own(policy):
 def test_fewer_bits(policy):
     """A bfloat16 engine beside a float32 trainer is off by what rounding makes of it, well
     inside the bound for it."""
-    sampler = VLLMSampler(policy, **RULES, settings=VLLM(memory_share=0.01, dtype="bfloat16"))
+    sampler = VLLMSampler(policy, Sampling(**RULES), settings=VLLM(memory_share=0.01, dtype="bfloat16"))
     largest, mean = against(policy, sampler.sample(prompts(policy), 64, step=0))
     print(f"bfloat16: mean {mean:.4f}, largest {largest:.4f}")
     assert 1e-3 < mean < default_max_mismatch(policy, VLLM(dtype="bfloat16")) / 2 < 0.1

@@ -1,0 +1,240 @@
+"""What a run holds in memory, and the stations of one step.
+
+prompt → rollout → reward → advantage → token loss → update → metrics
+"""
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import advantage, checkpoint, losses, metrics, ranks
+from .config import Config
+from .evaluate import evaluator, longest_answer
+from .instrument.entropy import ClassRule
+from .instrument.ledger import Ledger
+from .instrument.tally import Tally
+from .instrument.tokens import TokenRecord
+from .knobs import Knobs
+from .model import memory
+from .model.critic import Critic, with_values
+from .model.optimizer import adamw, set_lr
+from .model.policy import load_policy
+from .objective import Objective, Terms
+from .problems import testbed
+from .problems.data import PromptStream, benchmarks
+from .problems.reward import grade
+from .rollout import divided, vllm
+from .rollout.collect import Collected, Collector
+from .rollout.probe import Probe
+from .types import BadInput, Rollout, Score, TokenBatch, Verdict
+from .update import Diverged, update, update_critic
+
+ADVANTAGES = {"group": advantage.group, "centred": advantage.centred, "gae": np.zeros_like}
+
+
+class Trainer:
+    """Everything a run holds in memory. `run_step` is one step of it."""
+
+    def __init__(self, config: Config):
+        self.config, c = config, config
+        embedded = c.model.path == "testbed"
+        path = str(testbed.base_model()) if embedded else c.model.path
+        self.start = Path(path).name if embedded else path  # what the run starts from
+        self.start_weights = testbed.weights_digest(Path(path)) if embedded else None
+        with ranks.together():  # before any weights are exchanged, for which every rank must be there
+            memory.check(c, path, shards=ranks.world())
+            self.policy = load_policy(path, c.model, c.rollout.temperature, c.update.micro_batch_tokens)
+        self.reference = self.policy.frozen_copy().shard() if c.update.kl_coef else None
+        self.critic = Critic(self.policy).shard() if c.advantage.kind == "gae" else None
+        self.policy.shard()
+        self.optimizer = adamw(self.policy.model.parameters(), c.update.lr, c.update)
+        made = benchmarks(c.eval, c.data, self.policy.tokenizer)
+        self.held_out = {prompt.text for prompts in made.values() for prompt in prompts}
+        self.stream = PromptStream(c.data, c.seed, self.policy.tokenizer, self.held_out)
+        longest = c.data.max_prompt_tokens + longest_answer(c.rollout.max_tokens, c.eval)
+        self.sampler = divided.start(self.policy, c.rollout, c.seed, longest)
+        self.evaluator = evaluator(self.sampler, c.eval, c.rollout.max_tokens, c.grader, made)
+        self.collect = Collector(self.stream, self.sampler, self.score, c.rollout, c.prompts_per_step, c.group_size)
+        self.knobs = knobs_of(c)
+        self.rule = ClassRule(c.diagnostics.classes, c.diagnostics.threshold)
+        self.probe = Probe()
+        self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
+        self.best = float("-inf")  # highest mean accuracy of an evaluation so far
+        self.tokens: TokenRecord | None = None  # of the last step, when it was recorded
+        # What a checkpoint holds besides the policy, by the names of its files and keys.
+        self.large: dict[str, checkpoint.Large] = {"optimizer": self.optimizer}
+        if self.critic is not None:
+            self.critic_optimizer = adamw(self.critic.parameters(), c.critic.lr, c.update)
+            self.large |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        self.small = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
+
+    @property
+    def objective(self) -> Objective:
+        """Of the step under way."""
+        return objective_of(self.config, self.knobs, self.step)
+
+    # -- the stations of a step
+
+    def score(self, rollouts: list[Rollout], step: int) -> list[Score]:
+        """A score for each rollout."""
+        c, limit = self.config, self.config.rollout.max_tokens
+        rules: dict[str, Any] = dict(
+            source=c.reward, seed=c.seed, step=step, values=tuple(c.reward_values), max_tokens=limit,
+            overlong_buffer=round(c.overlong_buffer * limit), limits=c.grader,
+        )  # fmt: skip
+        return ranks.divided(lambda part: grade(part, **rules), rollouts)
+
+    def batch(self, collected: Collected) -> TokenBatch:
+        """The TokenBatch of what trains, advantages included."""
+        groups, a = collected.trained, self.config.advantage
+        scores = [score for group in groups for score in group.scores]
+        rewards = [np.array([score.reward for score in group.scores]) for group in groups]
+        x = self.policy.collate(
+            [rollout for group in groups for rollout in group.rollouts],
+            advantage_B=np.concatenate([ADVANTAGES[a.kind](reward_G) for reward_G in rewards]),
+            reward_B=np.concatenate(rewards),
+            correct_B=np.array([score.verdict is Verdict.CORRECT for score in scores], dtype=float),
+            group_B=[n for n, group in enumerate(groups) for _ in group.rollouts],
+        )
+        if self.reference is not None:
+            x = x.but(ref_logprob_BT=self.reference.evaluate(x)["logprob_BT"])
+        return x if self.critic is None else with_values(self.critic, x, a.gamma, a.lam, a.whiten)
+
+    def mini_batches(self, x: TokenBatch) -> list[TokenBatch]:
+        """The mini-batches of a step's updates, in order. Where dropped groups left less than a
+        full step, there are fewer updates, of about the size that `updates_per_step` gives a full
+        one."""
+        c = self.config
+        full = c.prompts_per_step * c.group_size // c.updates_per_step
+        return x.split(-(-len(x) // full))
+
+    def run_step(self) -> dict[str, float]:
+        """One step: the metrics of it."""
+        c, step = self.config, self.step
+        start = time.perf_counter()
+        collected = self.collect(step)
+        sampled = time.perf_counter()
+        x = self.batch(collected) if collected.trained else None
+        if x is not None:
+            self._verify(x)
+        rate = c.update.lr * min(1.0, (step + 1) / max(1, c.update.warmup_steps))
+        set_lr(self.optimizer, rate)
+        minis = self.mini_batches(x) if x is not None else []
+        waits = self.critic is not None and step < c.critic.warmup_steps
+        tally, norms, looked = self._updates(collected, minis if not waits else [])
+        critic: dict[str, float] = {}
+        for mini in minis if self.critic is not None else []:
+            k = c.critic
+            update_critic(
+                self.critic, self.critic_optimizer, self.policy, mini, critic, clip=k.clip, grad_clip=k.grad_clip
+            )
+        self.sampler.load(self.policy)
+        end = time.perf_counter()
+        made = metrics.summarize(
+            collected, x, Tally.merged(ranks.gathered(tally)), norms, metrics.total(ranks.gathered(critic))
+        )
+        made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
+        made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
+        self.knobs.observe(made)
+        self.step += 1
+        self.elapsed += end - start
+        return made
+
+    def _updates(self, collected: Collected, minis: list[TokenBatch]) -> tuple[Tally, list[float], dict[str, float]]:
+        """The policy's updates of a step: their tally, their gradient norms, and the ledger's
+        entries in a step that is looked at."""
+        c, objective = self.config, self.objective
+        tally, norms, ledger = Tally(), [], None
+        looks = bool(minis) and c.diagnostics.every > 0 and (self.step + 1) % c.diagnostics.every == 0
+        self.tokens = self._token_record(collected) if looks else None
+        for number, mini in enumerate(minis):
+            if objective.draws:
+                mini = with_draws(mini, [c.seed, self.step, number])
+            if looks and number == len(minis) - 1:  # the last update is the furthest off-policy
+                self.begin()
+                ledger = Ledger(self.policy, self.optimizer, self.probe.batch(self.policy), self.rule)
+            if self.tokens is not None:
+                self.tokens.update = number
+            norms.append(
+                update(
+                    self.policy, self.optimizer, mini, objective, tally,
+                    grad_clip=c.update.grad_clip, rule=self.rule, ledger=ledger, tokens=self.tokens,
+                )
+            )  # fmt: skip
+        return tally, norms, ledger.after() if ledger is not None else {}
+
+    def _verify(self, x: TokenBatch) -> None:
+        """Raise Diverged when the sampler was handed other weights than the trainer has."""
+        v = self.config.rollout.vllm
+        if self.config.rollout.engine == "hf":  # samples with the trainer's own weights
+            return
+        bound = vllm.default_max_mismatch(self.policy, v) if v.max_mismatch is None else v.max_mismatch
+        largest, mean = metrics.mismatch(x)
+        if not mean <= bound:
+            raise Diverged(
+                f"the hand-over of weights to vllm failed: its log-probabilities of its own tokens are {mean:.2g} nats"
+                f" off the trainer's on average and {largest:.2g} at most, above rollout.vllm.max_mismatch={bound:g};"
+                " nothing was updated"
+            )
+
+    def _token_record(self, collected: Collected) -> TokenRecord:
+        d = self.config.diagnostics
+        rollouts = [rollout for group in collected.trained for rollout in group.rollouts]
+        rewards = [score.reward for group in collected.trained for score in group.scores]
+        return TokenRecord(
+            self.step + 1, rollouts, rewards, self.policy.tokenizer, self.rule, d.max_tokens, self.config.seed
+        )
+
+    # -- the start, saving and restoring
+
+    def begin(self) -> None:
+        """Draw the probe, which is of the starting policy, even where diagnostics are off and may
+        be switched on later."""
+        if self.probe.rows is None:
+            c = self.config
+            first = PromptStream(c.data, c.seed, self.policy.tokenizer, self.held_out).take(c.diagnostics.probe)
+            # Index group_size is no training response's: the probe is not part of what is trained
+            # on.
+            self.probe.sample(self.sampler, first, index=c.group_size)
+
+    def save(self, folder: Path | None) -> None:
+        """Whole tensors, whatever the number of ranks. Ranks without a folder give their shards."""
+        best = self.best if np.isfinite(self.best) else None
+        own = {"step": self.step, "best": best, "elapsed": self.elapsed, "start": self.start}
+        checkpoint.save(folder, self.policy, self.large, self.small, own | {"start_weights": self.start_weights})
+
+    def restore(self, folder: Path) -> None:
+        """Continue from `folder`, bit for bit. Raises BadInput when it cannot be read."""
+        own = checkpoint.read_state(folder)
+        # The embedded model is known by its weights, wherever it is cached and under what name.
+        before, now = (
+            (own.get("start_weights"), self.start_weights) if self.start_weights else (own.get("start"), self.start)
+        )
+        if before is not None and before != now:
+            raise BadInput(f"{folder}: the run started from {before}, which is now {now}; choose another run_dir")
+        checkpoint.restore(folder, self.policy, self.large, self.small)
+        self.step, self.elapsed = own["step"], own["elapsed"]
+        self.best = float("-inf") if own["best"] is None else own["best"]
+        self.sampler.load(self.policy)
+
+
+def knobs_of(c: Config) -> Knobs:
+    """What sets the knobs of the configured loss."""
+    return losses.knobs(c.loss["name"], {name: value for name, value in c.loss.items() if name != "name"}, c.steps)
+
+
+def objective_of(c: Config, knobs: Knobs, step: int) -> Objective:
+    """The objective of step `step` (0 the first)."""
+    own = {f.name: getattr(c.update, f.name) for f in fields(Terms) if hasattr(c.update, f.name)}
+    loss = losses.load(c.loss["name"])
+    return Objective(loss, loss.Params(**knobs.at(step)), Terms(**own, max_tokens=c.rollout.max_tokens))
+
+
+def with_draws(mini: TokenBatch, seed: list[int]) -> TokenBatch:
+    """`mini` with uniform draws of `seed`, for a loss that draws; the same however it is cut up."""
+    draws_BT = np.random.default_rng(seed).random(tuple(mini.mask_BT.shape), dtype=np.float32)
+    return mini.but(uniform_BT=torch.from_numpy(draws_BT).to(mini.mask_BT.device))
