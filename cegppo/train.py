@@ -69,7 +69,7 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         metrics = trainer.run_step()
         step = trainer.step
         if trainer.tokens is not None:
-            trainer.tokens.write(config.folder)
+            record.log_tokens(step, [part for parts in ranks.gathered(trainer.tokens.parts) for part in parts])
         record.log(step, metrics)
         show.step(step, metrics, trainer.elapsed)
         best = False

@@ -147,16 +147,22 @@ class Trainer:
     def _updates(self, collected: Collected, minis: list[TokenBatch]) -> tuple[Tally, list[float], dict[str, float]]:
         """The policy's updates of a step: their tally, their gradient norms, and the ledger's
         entries in a step that is looked at."""
-        c, objective = self.config, self.objective
+        c, d, objective = self.config, self.config.diagnostics, self.objective
         tally, norms, ledger = Tally(), [], None
-        looks = bool(minis) and c.diagnostics.every > 0 and (self.step + 1) % c.diagnostics.every == 0
-        self.tokens = self._token_record(collected) if looks else None
+        self.tokens = None
+        if minis and d.every > 0 and (self.step + 1) % d.every == 0:
+            self.begin()
+            ledger = Ledger(
+                self.policy, self.optimizer, self.probe.batch(self.policy), self.rule,
+                updates=len(minis), apart=d.parts, total=ranks.total,
+                choose=self._choose if d.influence_tokens else None,
+            )  # fmt: skip
+            self.tokens = TokenRecord(
+                self.step + 1, collected.trained, self.policy.tokenizer, self.rule, d.max_tokens, c.seed
+            )
         for number, mini in enumerate(minis):
             if objective.draws:
                 mini = with_draws(mini, [c.seed, self.step, number])
-            if looks and number == len(minis) - 1:  # the last update is the furthest off-policy
-                self.begin()
-                ledger = Ledger(self.policy, self.optimizer, self.probe.batch(self.policy), self.rule)
             if self.tokens is not None:
                 self.tokens.update = number
             norms.append(
@@ -165,7 +171,19 @@ class Trainer:
                     grad_clip=c.update.grad_clip, rule=self.rule, ledger=ledger, tokens=self.tokens,
                 )
             )  # fmt: skip
-        return tally, norms, ledger.after() if ledger is not None else {}
+        if ledger is None or self.tokens is None:
+            return tally, norms, {}
+        entries = ledger.close()
+        self.tokens.finish(ledger.seen)
+        return tally, norms, entries
+
+    def _choose(self, mini: TokenBatch) -> torch.Tensor:
+        """Whole rows of a mini-batch, at random, of at most `diagnostics.influence_tokens`
+        tokens."""
+        order = np.random.default_rng([self.config.seed, self.step]).permutation(len(mini))
+        lengths = mini.length_B.cpu().numpy()[order].cumsum()
+        count = max(1, int((lengths <= self.config.diagnostics.influence_tokens).sum()))
+        return torch.from_numpy(np.sort(order[:count])).to(mini.mask_BT.device)
 
     def _verify(self, x: TokenBatch) -> None:
         """Raise Diverged when the sampler was handed other weights than the trainer has."""
@@ -180,14 +198,6 @@ class Trainer:
                 f" off the trainer's on average and {largest:.2g} at most, above rollout.vllm.max_mismatch={bound:g};"
                 " nothing was updated"
             )
-
-    def _token_record(self, collected: Collected) -> TokenRecord:
-        d = self.config.diagnostics
-        rollouts = [rollout for group in collected.trained for rollout in group.rollouts]
-        rewards = [score.reward for group in collected.trained for score in group.scores]
-        return TokenRecord(
-            self.step + 1, rollouts, rewards, self.policy.tokenizer, self.rule, d.max_tokens, self.config.seed
-        )
 
     # -- the start, saving and restoring
 

@@ -43,6 +43,8 @@ def update(
     if objective.whole_batch and (len(micro_batches) > 1 or ranks.world() > 1):
         whole, sums = weigh(objective, mini.but(**policy.evaluate(mini)), scales)
         tally.add_all(sums, share=1 / ranks.world())  # every rank has computed all of it
+    if ledger is not None:
+        ledger.begin(mini)
     optimizer.zero_grad(set_to_none=True)
     for index, micro in micro_batches:
         cut = lambda value_BT: value_BT[index][:, : micro.mask_BT.shape[1]] * micro.mask_BT
@@ -58,7 +60,7 @@ def update(
         if w.entropy_slope_BT is not None:
             roots, slopes = [*roots, s.entropy_N], [*slopes, w.entropy_slope_BT[inside]]
         if ledger is not None:
-            ledger.watch(s, x, w)
+            ledger.watch(s, index, x, w, cut(scales["policy"]))
         torch.autograd.backward(roots, slopes)
         if not inside.any():  # a pass that only keeps step with another rank
             continue
@@ -72,6 +74,8 @@ def update(
     if ledger is not None:  # clip_grad_norm_ scales by min(1, max_norm / (norm + 1e-6))
         ledger.before(min(1.0, grad_clip / (float(norm) + 1e-6)) if grad_clip else 1.0)
     optimizer.step()
+    if ledger is not None:
+        ledger.after()
     return float(norm)
 
 

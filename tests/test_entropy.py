@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
-from cegppo import config, ranks
+from cegppo import ranks
 from cegppo.instrument.entropy import (
     BY_PROBABILITY,
     CLASSES,
@@ -21,7 +20,6 @@ from cegppo.instrument.entropy import (
     entropy_change,
     gradient_contribution,
 )
-from cegppo.instrument.ledger import Ledger, probe_entropy
 from cegppo.instrument.tally import Tally
 from cegppo.model.head import token_statistics
 from cegppo.objective import Weights
@@ -29,9 +27,8 @@ from cegppo.record.files import read_lines
 from cegppo.train import train
 from cegppo.trainer import Trainer
 from cegppo.types import TokenBatch
-from cegppo.update import update
 
-from .test_train import Silent, gradient, load, moved, objective, without_times
+from .test_train import Silent, gradient, load, moved, without_times
 
 SURPRISAL = ClassRule("surprisal")
 
@@ -209,106 +206,6 @@ def test_two_processes_make_the_same_tally(tmp_path):
     whole = tally_of(random_batch(), [torch.arange(12)]).metrics(1)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(whole, rel=1e-6, abs=1e-12)
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-class LinearPolicy:
-    """Logits linear in fixed features, in float64: a softmax regression in the place of a
-    language model."""
-
-    def __init__(self, features_BTF, token_BT, vocabulary):
-        torch.manual_seed(0)
-        self.model = nn.Linear(features_BTF.shape[-1], vocabulary, bias=False).double()
-        self.features_BTF, self.token_BT = features_BTF, token_BT
-
-    def micro_batches(self, x):
-        for index in torch.arange(len(x)).chunk(3):
-            yield index, x.rows(index)
-
-    def statistics(self, x, entropy_grad=False):
-        inside = x.mask_BT.bool()
-        rows = x.row_B
-        pick = lambda v: v[rows][:, : x.mask_BT.shape[1]][inside]
-        return token_statistics(self.model(pick(self.features_BTF)), pick(self.token_BT), entropy_grad)
-
-
-def linear_ledger(lr, optimizer_class, steps=1, **options):
-    """Ledger metrics of an update of CE-GPPO on random data, after `steps` − 1 other updates."""
-    generator = torch.Generator().manual_seed(7)
-    B, T, F, V = 12, 8, 10, 15
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    policy = LinearPolicy(draw(B, T, F), torch.randint(V, (B, T), generator=generator), V)
-    mask = (torch.arange(T) < torch.randint(2, T + 1, (B, 1), generator=generator)).double()
-    advantage = (torch.arange(B) % 3 - 1.0).double()[:, None] * mask
-    blank = torch.zeros_like(mask)
-    mini = TokenBatch(blank, blank, advantage, mask, blank, row_B=torch.arange(B))
-    old = blank.masked_scatter(mask.bool(), policy.statistics(mini).logprob_N.detach())
-    mini = mini.but(old_logprob_BT=old + 0.5 * draw(B, T) * mask)
-    settings = config.Config(loss={"name": "cegppo", "beta1": 0.5, "beta2": 1.0})
-    settings.update.grad_clip = 0.05  # far below the norm: the clipping must be accounted for
-    optimizer = optimizer_class(policy.model.parameters(), lr=lr, **options)
-    chosen = objective(settings)
-    for _ in range(steps):
-        ledger = Ledger(policy, optimizer, mini, BY_PROBABILITY)
-        update(policy, optimizer, mini, chosen, Tally(), grad_clip=settings.update.grad_clip, ledger=ledger)
-        made = ledger.after()
-    assert made["dentropy/measured"] == pytest.approx(probe_entropy(policy, mini) - ledger.entropy_before, abs=1e-14)
-    return made
-
-
-def test_linear_model_with_sgd_the_remainder_is_of_second_order():
-    """Halving the step quarters what the parts' sum misses."""
-    remainders = []
-    for lr in (2.0, 1.0, 0.5):
-        m = linear_ledger(lr, torch.optim.SGD)
-        assert (
-            m["ledger/gradient_residual"] < 1e-12 and m["ledger/step_residual"] < 1e-9 and m["ledger/clip_factor"] < 0.5
-        )
-        parts = sum(m[f"ledger/predicted_{name}"] for name in CLASSES[1:])
-        assert parts == pytest.approx(m["ledger/predicted"], rel=1e-8)
-        remainders.append(m["dentropy/measured"] - parts)
-    assert remainders[0] / remainders[1] == pytest.approx(4, rel=0.05) and remainders[1] / remainders[
-        2
-    ] == pytest.approx(4, rel=0.05)
-
-
-def test_adamw_parts_sum_to_the_step_with_momentum_decay_and_clipping():
-    m = linear_ledger(1e-3, torch.optim.AdamW, steps=4, weight_decay=0.1)
-    assert m["ledger/step_residual"] < 1e-9 and m["ledger/gradient_residual"] < 1e-12 and m["ledger/clip_factor"] < 0.5
-    names = (*CLASSES[1:], "momentum", "decay", "other")
-    assert sum(m[f"ledger/predicted_{n}"] for n in names) == pytest.approx(m["ledger/predicted"], rel=1e-8)
-    assert (
-        abs(m["ledger/predicted_momentum"]) > 0
-        and abs(m["ledger/predicted_decay"]) > 0
-        and m["ledger/predicted_other"] == 0
-    )
-    for n in names:  # each part alone does what first order says, up to the second
-        assert m[f"ledger/measured_{n}"] == pytest.approx(m[f"ledger/predicted_{n}"], abs=2e-5)
-    sides = [k for k in m if k.startswith("ledger/norm_")]
-    assert {"ledger/norm_na_lp_low", "ledger/norm_pa_lp_high", "ledger/norm_pa_lp_inside"} <= set(sides)
-
-
-def test_the_ledger_of_a_real_run(tiny, tmp_path):
-    options = [
-        "method=cegppo",
-        "steps=4",
-        "diagnostics.every=2",
-        "update.weight_decay=0.01",
-        "update.nll_coef=0.1",
-        "update.entropy_coef=0.01",
-    ]
-    train(load(tiny, *options, f"run_dir={tmp_path / 'run'}"), Silent())
-    rows = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if "ledger/predicted" in row]
-    assert [row["step"] for row in rows] == [2, 4]
-    for m in rows:
-        assert m["ledger/gradient_residual"] < 1e-5
-        names = (*CLASSES[1:], "momentum", "decay", "other")
-        assert sum(m[f"ledger/predicted_{n}"] for n in names) == pytest.approx(
-            m["ledger/predicted"], rel=2e-3, abs=1e-8
-        )
-        assert m["ledger/predicted_other"] != 0 and m["ledger/predicted_decay"] != 0
 
 
 def test_looking_changes_nothing(tiny, tmp_path):

@@ -20,11 +20,11 @@ from cegppo.trainer import Trainer
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 RELATIVE = 1e-6
-ROUNDING = (
-    "mismatch/",
-    "ledger/gradient_residual",
-    "ledger/step_residual",
-)  # what only rounding makes: small, and not the same everywhere
+# What only rounding and finite differences make: small, and not the same everywhere.
+RESIDUAL = ("mismatch/", "ledger/gradient_residual", "ledger/influence_residual", "ledger/step_residual")
+# Differences of log-probabilities, in which transformers' layers round to float32 whatever the
+# model.
+DIFFERENCES = ("ledger/predicted", "ledger/carried", "ledger/lever")
 OVERRIDES = (
     "steps=3", "updates_per_step=4", "prompts_per_step=6", "update.lr=5e-3", "update.kl_coef=0.01",
     "update.entropy_coef=0.001",
@@ -55,9 +55,7 @@ def test_golden(tiny, method):
     assert len(then) == len(now) == 4
     for step, (old, new) in enumerate(zip(then, now), 1):
         assert old.keys() == new.keys(), step
-        assert all(new[k] < 1e-5 for k in new if k.startswith(ROUNDING))
-        held = [k for k in old if not k.startswith(ROUNDING)]
-        different = {
-            k: (old[k], new[k]) for k in held if new[k] != pytest.approx(old[k], rel=RELATIVE, abs=1e-12, nan_ok=True)
-        }
+        assert all(new[k] < 1e-2 for k in new if k.startswith(RESIDUAL))
+        near = lambda k: pytest.approx(old[k], rel=1e-3 if k.startswith(DIFFERENCES) else RELATIVE, abs=1e-12)
+        different = {k: (old[k], new[k]) for k in old if not k.startswith(RESIDUAL) and new[k] != near(k)}
         assert not different, f"step {step}: {different}"

@@ -30,6 +30,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
     "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",
+    "diagnostics.parts", "diagnostics.influence_tokens",
     "grader",
     "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
     "update.offload_optimizer",
@@ -185,6 +186,8 @@ class Diagnostics:
     )
     threshold: float = 0.5
     probe: int = 64  # responses in the ledger's fixed probe batch
+    parts: bool = False  # take the last update of a step apart by backward passes too: norms, ΔH of each part alone
+    influence_tokens: int = 0  # tokens of an update whose influence is taken, in whole responses at random; 0: all
     max_tokens: int = 20000  # rows of a token record; above, whole responses are left out at random
 
 
@@ -275,7 +278,8 @@ AT_LEAST = {
     "critic.clip": 0,
     "critic.warmup_steps": 0, "critic.grad_clip": 0, "eval.k": 1, "eval.size": 1, "eval.top_k": 0,
     "data.max_prompt_tokens": 1,
-    "seed": 0, "eval.seed": 0, "diagnostics.every": 0, "diagnostics.probe": 1, "diagnostics.max_tokens": 1,
+    "seed": 0, "eval.seed": 0, "diagnostics.every": 0, "diagnostics.probe": 1,
+    "diagnostics.influence_tokens": 0, "diagnostics.max_tokens": 1,
     "grader.workers": 0, "grader.memory_mb": 256,
 }  # fmt: skip
 ANSWER_FORMS = ("whole", "boxed", "hashes")

@@ -60,8 +60,14 @@ def gradient_contribution(weight: Tensor, prob: Tensor, sum_p2: Tensor) -> Tenso
 def entropy_change(weight: Tensor, logprob: Tensor, entropy: Tensor, sum_p2: Tensor, sum_p2_logp: Tensor) -> Tensor:
     """First-order ΔH of one state's softmax for the logit step w (e_a − π), in nats per unit of
     step; any shape."""
-    own = logprob.exp() * (logprob + entropy)
-    return -weight * (own - (sum_p2_logp + entropy * sum_p2))
+    return -weight * (own_term(logprob, entropy) - (sum_p2_logp + entropy * sum_p2))
+
+
+def own_term(logprob: Tensor, entropy: Tensor) -> Tensor:
+    """Q = p (log p + H) of the sampled token, any shape, nats. A clip moves entropy by the mean of
+    Q over the tokens it cuts (arXiv 2509.26114): positive for probable tokens, negative for rare
+    ones."""
+    return logprob.exp() * (logprob + entropy)
 
 
 def covariance_form(advantage: Tensor, logprob: Tensor, entropy: Tensor) -> Tensor:

@@ -1,212 +1,360 @@
-"""The entropy ledger: which tokens moved the entropy in parameter space, and what first order
-missed. Exact, for one update.
+"""The entropy ledger: what each token of a step's updates did to the entropy, in parameter space.
 
-Around an ordinary update it takes, without touching it:
+A step of the optimizer is linear in the gradient once its preconditioner is known. With D its slope
+(AdamW: −lr · s (1 − β₁) / ((1 − β₁ᵗ)(√v̂ + ε)), elementwise, s the factor of gradient-norm
+clipping), ∇H the gradient of the entropy of a fixed probe, and λ_t = ∂ loss / ∂ log π(y_t), a token
+changes the probe's entropy by
 
-1. one backward pass per class × clip side, so that the gradients g_c sum to the whole gradient;
-2. the optimizer's own state before and after, so that the step Δθ that was actually taken splits
-   into one part per class, one for the momentum carried over, one for weight decay and one for
-   every other term of the loss. AdamW's preconditioner is the one of this step and gradient-norm
-   clipping scales every g_c alike, so the parts sum to Δθ;
-3. ∇H on a fixed probe batch: ΔH of a part is ⟨∇H, Δθ_part⟩ to first order;
-4. the entropy of the probe batch before and after the step, and after each part of the step alone:
-   what really happened.
+    ΔH_t = λ_t J_t,      J_t = ⟨D ∘ ∇H, ∇_θ log π(y_t)⟩,
+
+and J_t of ALL tokens is one directional derivative of their log-probabilities, along D ∘ ∇H. It is
+taken by central differences: two forward passes for any number of tokens and of classes. Any split
+(class, clip side, position, reward …) is a sum of ΔH_t afterwards.
+
+What a gradient does at once is a share 1 − β₁ of what it will have done: the rest acts through the
+momentum of later updates. Within a step that is followed up: the same tokens differentiated along
+Σ_u β₁ᵘ D_u ∘ ∇H_u of the updates after theirs, which is exact (`carried`), where the parameters of
+all updates fit into EXACT_BYTES; else by the recursion carried_u = β₁ (carried_{u−1} + at
+once_{u−1}), which holds D and ∇H where they were.
+
+Nothing but torch: the model is whatever has the methods of `Model`.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import ranks
-from ..model import parallel
-from ..model.head import TokenStatistics
-from ..model.policy import Policy
 from ..objective import Weights
 from ..types import TokenBatch
 from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change
+from .optimizers import Slope, dot, local, momentum_of, put
+from .parts import REST, Parts, fresh_gradients
 
-REST = ("momentum", "decay", "other")  # parts of a step that are no class of tokens
-
-
-def dot(left: list[Tensor], right: list[Tensor]) -> float:
-    """⟨left, right⟩ over all parameters, and over the ranks' shards of them, summed in float64."""
-    return ranks.total(
-        float(sum((parallel.local(a).double() * parallel.local(b).double()).sum() for a, b in zip(left, right)))
-    )
+# 0.3 % of ‖θ‖: in fp32 the errors of rounding and of curvature are about alike there.
+STRIDE = 3e-3
+EXACT_BYTES = 256 << 20  # for the parameters and directions of a step's updates, on each rank
 
 
-def norm(values: list[Tensor]) -> float:
-    return dot(values, values) ** 0.5
+class Statistics(Protocol):
+    """Of the N response tokens of a batch, [N] each."""
+
+    logprob_N: Tensor
+    entropy_N: Tensor
 
 
-def step_parts(
-    optimizer: torch.optim.Optimizer, before: "OptimizerState", gradients: dict[str, list[Tensor]], clip: float
-) -> dict[str, list[Tensor]]:
-    """The step just taken by `optimizer`, linear in the gradients given its own preconditioner, one
-    part a gradient and REST.
+class Model(Protocol):
+    """What the ledger asks of a policy."""
 
-    `gradients` are the unclipped gradients whose sum was clipped by the factor `clip` and stepped
-    on. AdamW and plain SGD.
-    """
-    group = optimizer.param_groups[0]
-    lr, decay = group["lr"], group["weight_decay"]
-    parameters = group["params"]
-    if isinstance(optimizer, torch.optim.SGD):
-        assert not group["momentum"] and not decay, "the ledger knows SGD without momentum and weight decay"
-        return {name: [-lr * clip * g for g in values] for name, values in gradients.items()}
-    beta1, beta2 = group["betas"]
-    slope, carried, shrink = [], [], []
-    for p, theta, momentum in zip(parameters, before.theta, before.momentum):
-        state = optimizer.state[p]
-        t = float(state["step"])
-        square = state["exp_avg_sq"].to(p.device)  # offloaded moments live elsewhere
-        scale = (square / (1 - beta2**t)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**t))
-        slope.append(scale * (1 - beta1) * clip)
-        carried.append(scale * beta1 * momentum)
-        shrink.append(-lr * decay * theta)
-    made = {name: [s * g for s, g in zip(slope, values)] for name, values in gradients.items()}
-    return {**made, "momentum": carried, "decay": shrink}
+    def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]: ...
 
+    def statistics(self, x: TokenBatch, entropy_grad: bool = False) -> Statistics: ...
 
-@dataclass(frozen=True)
-class OptimizerState:
-    """Parameters and first moments as they were before a step."""
-
-    theta: list[Tensor]
-    momentum: list[Tensor]
-
-    @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer) -> "OptimizerState":
-        parameters = optimizer.param_groups[0]["params"]
-        momentum = [
-            optimizer.state[p].get("exp_avg", torch.zeros_like(p)).detach().to(p.device, copy=True) for p in parameters
-        ]
-        return cls([p.detach().clone() for p in parameters], momentum)
+    def exactly(self) -> AbstractContextManager[Any]:
+        """Compute in the weights' own precision inside."""
 
 
 @dataclass
+class Seen:
+    """One update as the ledger saw it. [B, T] like its mini-batch, 0 where another rank worked."""
+
+    mini: TokenBatch
+    own_BT: Tensor  # 1.0 on the response tokens that this rank worked on
+    code_BT: Tensor  # class
+    side_BT: Tensor
+    slope_BT: Tensor  # λ of the policy loss, aggregated
+    total_slope_BT: Tensor  # λ of every term
+    entropy_slope_BT: Tensor  # ∂ loss / ∂ H
+    lever_BT: Tensor  # λ of a token outside the clip if its side's β were 1: −bound · A · scale
+    logit_BT: Tensor  # first-order ΔH in logit space
+    scale_BT: Tensor
+    clip: float = 1.0  # what gradient-norm clipping multiplied the gradient by
+    theta: list[Tensor] | None = None  # parameters before the step, while they are needed
+    direction: list[Tensor] | None = None  # (1 − β₁) preconditioner ∘ ∇H: D ∘ ∇H without the clipping
+    influence_BT: Tensor | None = None  # J
+    sums: dict[str, float] = field(default_factory=dict)  # of this rank
+
+    @classmethod
+    def blank(cls, mini: TokenBatch) -> "Seen":
+        zeros = lambda: torch.zeros_like(mini.mask_BT)
+        codes = lambda: torch.zeros_like(mini.mask_BT, dtype=torch.int64)
+        return cls(mini, zeros(), codes(), codes(), *(zeros() for _ in range(6)))
+
+
 class Ledger:
-    """One update's ledger. `watch` is called for each micro-batch, `before` and `after` around
-    the optimizer's step."""
+    """The ledger of one step. For each update: `begin`, `watch` for each micro-batch, `before` and
+    `after` around the optimizer's step. Then `close`.
 
-    policy: Policy
-    optimizer: torch.optim.Optimizer
-    probe: TokenBatch
-    rule: ClassRule
-    gradients: dict[str, list[Tensor]] = field(default_factory=dict)  # by "class.side", and "other"
-    logit: dict[str, float] = field(default_factory=dict)  # first-order ΔH in logit space, by class
-    seconds: float = 0.0
+    It looks on: parameters and gradients are what they were, bit for bit, after each call.
+    """
 
-    @property
-    def parameters(self) -> list[Tensor]:
-        return self.optimizer.param_groups[0]["params"]
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        probe: TokenBatch,
+        rule: ClassRule,
+        *,
+        updates: int = 1,
+        apart: bool = False,
+        stride: float = STRIDE,
+        total: Callable[[Any], Any] = lambda value: value,
+        choose: Callable[[TokenBatch], Tensor] | None = None,
+    ):
+        """`updates`: how many the step has. `apart`: take the last one apart by backward passes too
+        (parts.py). `stride`: length of a step of the differences, as a share of ‖θ‖. `total` sums a
+        float or tensor over the ranks. `choose` picks the rows ([n] int64) of a mini-batch whose
+        influence is taken; default: all."""
+        self.model, self.optimizer, self.probe, self.rule = model, optimizer, probe, rule
+        self.total, self.choose = total, choose
+        self.updates, self.takes_apart, self.stride = updates, apart, stride
+        self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
+        self.beta1 = momentum_of(optimizer)
+        here = sum(local(p).numel() * p.element_size() for p in self.parameters)
+        self.exact = 2 * updates * here <= EXACT_BYTES
+        self.seen: list[Seen] = []
+        self.parts: Parts | None = None  # of the update under way
+        self.apart: dict[str, float] = {}  # what was measured of the update that was taken apart
+        self.entropy: list[float] = []  # of the probe, before each update
+        self.seconds = 0.0
 
-    def watch(self, s: TokenStatistics, x: TokenBatch, w: Weights) -> None:
-        """Backward passes of one micro-batch, by cell; the graph is kept for the real one."""
+    def begin(self, mini: TokenBatch) -> None:
+        """An update of `mini` comes."""
+        self.seen.append(Seen.blank(mini))
+        last = len(self.seen) == self.updates  # the furthest off-policy
+        self.parts = Parts(self.optimizer, self.rule, self.total) if self.takes_apart and last else None
+
+    def watch(self, s: Statistics, index: Tensor, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
+        """The rows `index` of the mini-batch as the update sees them: their statistics with the
+        graph, and without. `scale_BT`: aggregation factor."""
         start = time.perf_counter()
-        inside = x.mask_BT.bool()
-        slope_N = w.slope_BT[inside]
-        logprob_N, entropy_N, advantage_N = x.logprob_BT[inside], x.entropy_BT[inside], x.advantage_BT[inside]
-        code_N = self.rule.codes(logprob_N, entropy_N, advantage_N)
-        side_N = clip_side(x.log_ratio_BT[inside].exp(), advantage_N, w.clip_low_BT[inside], w.clip_high_BT[inside])
-        change_N = entropy_change(-slope_N, logprob_N, entropy_N, x.sum_p2_BT[inside], x.sum_p2_logp_BT[inside])
-        slopes = {}
-        for c, name in enumerate(CLASSES[1:], 1):
-            self.logit[name] = self.logit.get(name, 0.0) + float(change_N[code_N == c].sum())
-            for side, side_name in enumerate(SIDES):
-                slopes[f"{name}.{side_name}"] = [torch.where((code_N == c) & (side_N == side), slope_N, 0.0)]
-        slopes["other"] = [w.total_slope_BT[inside] - torch.where(code_N > 0, slope_N, 0.0)]
-        if w.entropy_slope_BT is not None:
-            slopes["other"].append(w.entropy_slope_BT[inside])
-        present = ranks.anywhere([any(bool(v.any()) for v in values) for values in slopes.values()])
-        for (name, values), somewhere in zip(slopes.items(), present):
-            if somewhere:  # then every rank takes part
-                self._add(name, [s.logprob_N, s.entropy_N][: len(values)], values)
+        if self.parts is not None:
+            self.parts.watch(s.logprob_N, s.entropy_N, x, w)
+        seen, inside = self.seen[-1], x.mask_BT.bool()
+        code_BT = self.rule.codes(x.logprob_BT, x.entropy_BT, x.advantage_BT)
+        side_BT = clip_side(x.log_ratio_BT.exp(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
+        bound_BT = torch.where(side_BT == 1, w.clip_low_BT, torch.where(side_BT == 2, w.clip_high_BT, 0.0))
+        facts = {
+            "own": x.mask_BT,
+            "code": code_BT,
+            "side": side_BT,
+            "slope": w.slope_BT,
+            "total_slope": w.total_slope_BT,
+            "entropy_slope": torch.zeros_like(x.mask_BT) if w.entropy_slope_BT is None else w.entropy_slope_BT,
+            "lever": -bound_BT * x.advantage_BT * scale_BT,
+            "logit": entropy_change(-w.slope_BT, x.logprob_BT, x.entropy_BT, x.sum_p2_BT, x.sum_p2_logp_BT),
+            "scale": scale_BT,
+        }
+        for name, value_BT in facts.items():
+            whole_BT = getattr(seen, f"{name}_BT")
+            whole_BT[index, : value_BT.shape[1]] += torch.where(inside, value_BT, 0).to(whole_BT.dtype)
         self.seconds += time.perf_counter() - start
-
-    def _add(self, name: str, roots: list[Tensor], slopes: list[Tensor]) -> None:
-        made = parallel.gradients(roots, self.parameters, slopes, keep=True)
-        have = self.gradients.get(name)
-        self.gradients[name] = made if have is None else [a + b for a, b in zip(have, made)]
 
     def before(self, clip: float) -> None:
-        """After the backward passes and the clipping by factor `clip`, before the step."""
+        """After the backward pass and the clipping by factor `clip`, before the step."""
         start = time.perf_counter()
-        self.clip = clip
-        self.whole = [p.grad / clip for p in self.parameters]
-        self.state = OptimizerState.of(self.optimizer)
-        self.entropy_gradient, self.entropy_before = probe_gradient(self.policy, self.probe, self.parameters)
+        seen = self.seen[-1]
+        seen.clip = clip
+        seen.direction, entropy = self._probe_gradient()
+        seen.theta = [local(p.detach()).clone() for p in self.parameters]
+        self.entropy.append(entropy)
+        if self.parts is not None:
+            self.parts.before(clip)
         self.seconds += time.perf_counter() - start
 
-    def after(self) -> dict[str, float]:
-        """After the step: the ledger's metrics (docs/metrics.md). Leaves the parameters as they
-        are."""
+    def after(self) -> None:
+        """After the step."""
         start = time.perf_counter()
-        taken = [p.detach() - theta for p, theta in zip(self.parameters, self.state.theta)]
-        parts = step_parts(self.optimizer, self.state, self.gradients, self.clip)
-        entropy_after = probe_entropy(self.policy, self.probe)
-        made = {
-            "dentropy/measured": entropy_after - self.entropy_before,
-            "ledger/predicted": dot(self.entropy_gradient, taken),
-            "ledger/clip_factor": self.clip,
-            "ledger/gradient_residual": _residual(self.whole, list(self.gradients.values())),
-            "ledger/step_residual": _residual(taken, list(parts.values())),
-        }
-        made["ledger/remainder"] = made["dentropy/measured"] - made["ledger/predicted"]
-        total_norm = sum(map(norm, self.gradients.values())) or 1.0
-        for cell, gradient in self.gradients.items():
-            key = cell.replace(".", "_")
-            made[f"ledger/norm_{key}"] = norm(gradient)
-            made[f"ledger/share_{key}"] = norm(gradient) / total_norm
-            made[f"ledger/cosine_{key}"] = dot(gradient, self.whole) / max(norm(gradient) * norm(self.whole), 1e-30)
-        changes = {name: dot(self.entropy_gradient, part) for name, part in parts.items()}
-        for side in SIDES[1:]:
-            made[f"ledger/predicted_clip_{side}"] = sum(v for k, v in changes.items() if k.endswith(f".{side}"))
-        now = [p.detach().clone() for p in self.parameters]
-        for name in (*CLASSES[1:], *REST):
-            mine = [part for key, part in parts.items() if key.split(".")[0] == name]
-            made[f"ledger/predicted_{name}"] = sum(v for k, v in changes.items() if k.split(".")[0] == name)
-            made[f"ledger/measured_{name}"] = self._measured_alone(mine) if mine else 0.0
-        self._put(now)
-        logit = {name: ranks.total(value) for name, value in self.logit.items()}
-        made |= {f"ledger/logit_{name}": value for name, value in logit.items()}
-        made["ledger/logit"] = sum(logit.values())
+        seen = self.seen[-1]
+        seen.sums |= self._take_apart(seen)
+        if self.parts is not None:
+            self.apart |= self.parts.after(self._probe_entropy, self.entropy[-1])
+        if not self.exact:
+            now = [local(p.detach()).clone() for p in self.parameters]
+            self._influence(seen, None)
+            put(self.parameters, now)
+            seen.theta = seen.direction = None
+        self.seconds += time.perf_counter() - start
+
+    def close(self) -> dict[str, float]:
+        """The step's metrics (docs/metrics.md)."""
+        start = time.perf_counter()
+        if self.exact:
+            now = [local(p.detach()).clone() for p in self.parameters]
+            later: list[Tensor] | None = None  # Σ β₁^(u−v) direction_u over the updates u after v
+            for seen in reversed(self.seen):
+                self._influence(seen, later)
+                later = [self.beta1 * (d if later is None else d + later[i]) for i, d in enumerate(seen.direction)]
+                seen.theta = seen.direction = None
+            put(self.parameters, now)
+        made = self._metrics(self._probe_entropy())
         self.seconds += time.perf_counter() - start
         return made | {"time/ledger": self.seconds}
 
-    def _measured_alone(self, parts: list[list[Tensor]]) -> float:
-        """The probe's entropy after these parts of the step alone, less that before it."""
-        self._put([theta + sum(values) for theta, *values in zip(self.state.theta, *parts)])
-        return probe_entropy(self.policy, self.probe) - self.entropy_before
+    # -- one update
+
+    def _probe_gradient(self) -> tuple[list[Tensor], float]:
+        """(this rank's part of ∇ of the probe's mean entropy, that entropy); .grad stays as it
+        was."""
+        tokens, value = float(self.probe.mask_BT.sum()), 0.0
+        with fresh_gradients(self.parameters), self.model.exactly():
+            for _, micro in self.model.micro_batches(self.probe):
+                entropy_N = self.model.statistics(micro, entropy_grad=True).entropy_N
+                value += float(entropy_N.detach().double().sum()) / tokens
+                torch.autograd.backward([entropy_N.sum() / tokens])
+            made = [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.parameters]
+        return made, self.total(value)
+
+    def _probe_entropy(self) -> float:
+        return probe_entropy(self.model, self.probe, self.total)
+
+    def _take_apart(self, seen: Seen) -> dict[str, float]:
+        """⟨∇H, ·⟩ of the step just taken and of its parts that are no token's. Leaves, in the place
+        of ∇H, the direction that the tokens' log-probabilities are differentiated along.
+
+        This rank's part of each sum, a parameter at a time: no buffer of all of them is made.
+        """
+        made = dict.fromkeys(("step", "gradient", "momentum", "decay", "step_square", "left_square"), 0.0)
+        for p, entropy_slope, theta in zip(self.parameters, seen.direction, seen.theta):
+            slope = Slope.of(self.optimizer, p, theta)
+            taken, at_once = local(p.detach()) - theta, slope.at_once * slope.gradient
+            parts = {"step": taken, "gradient": at_once, "momentum": slope.carried, "decay": slope.shrunk}
+            for name, part in parts.items():
+                made[name] += dot([entropy_slope], [part])
+            left = taken.double() - at_once.double() - slope.carried.double() - slope.shrunk.double()
+            made["step_square"] += dot([taken], [taken])
+            made["left_square"] += dot([left], [left])
+            entropy_slope.mul_(slope.at_once)
+        return made
+
+    def _influence(self, seen: Seen, later: list[Tensor] | None) -> None:
+        """J of the update's tokens, and every sum that it enters. `later`: the direction in which
+        their gradients act through the momentum of the step's later updates."""
+        chosen = torch.arange(len(seen.mini)) if self.choose is None else self.choose(seen.mini)
+        rows = seen.mini.rows(chosen)
+        cut = lambda value_BT: value_BT[chosen][:, : rows.mask_BT.shape[1]]
+        own, code, side = cut(seen.own_BT) > 0, cut(seen.code_BT), cut(seen.side_BT)
+        # Where not all tokens were looked at, sums are estimates from those that were.
+        share = float(rows.mask_BT.sum() / seen.mini.mask_BT.sum())
+        add = lambda name, value_BT: seen.sums.__setitem__(
+            name, seen.sums.get(name, 0.0) + float(torch.where(own, value_BT, 0.0).double().sum()) / share
+        )
+        seen.sums |= {"looked": float(own.sum()), "tokens": float(seen.own_BT.sum())}
+        for c, name in enumerate(CLASSES[1:], 1):
+            seen.sums[f"logit_{name}"] = float(torch.where(seen.code_BT == c, seen.logit_BT, 0.0).double().sum())
+        slope, total_slope, entropy_slope = cut(seen.slope_BT), cut(seen.total_slope_BT), cut(seen.entropy_slope_BT)
+        for kind, direction in (("predicted", seen.direction), ("carried", later)):
+            if direction is None:
+                continue
+            j_BT, entropy_j_BT = (v * seen.clip for v in self._along(seen.theta, direction, rows))
+            for c, name in enumerate(CLASSES[1:], 1):
+                add(f"{kind}_{name}", torch.where(code == c, slope * j_BT, 0.0))
+            other_BT = total_slope - torch.where(code > 0, slope, 0.0)
+            add(f"{kind}_other", other_BT * j_BT + entropy_slope * entropy_j_BT)
+            if kind == "predicted":
+                for s, name in enumerate(SIDES[1:], 1):
+                    add(f"predicted_clip_{name}", torch.where((side == s) & (code > 0), slope * j_BT, 0.0))
+                    add(f"lever_{name}", torch.where(side == s, cut(seen.lever_BT) * j_BT, 0.0))
+                seen.influence_BT = torch.full_like(seen.own_BT, torch.nan, dtype=torch.float64)
+                seen.influence_BT[chosen, : j_BT.shape[1]] = j_BT
+
+    def _along(self, theta: list[Tensor], direction: list[Tensor], rows: TokenBatch) -> tuple[Tensor, Tensor]:
+        """[B, T] derivatives of log-probabilities and entropies at `theta` along `direction`, by
+        central differences."""
+        lengths = self.total(torch.tensor([dot(v, v) for v in (theta, direction)], dtype=torch.float64)).sqrt()
+        if not lengths[1] > 0:
+            return torch.zeros_like(rows.mask_BT), torch.zeros_like(rows.mask_BT)
+        epsilon = self.stride * float(lengths[0] / lengths[1])
+        found = []
+        with self.model.exactly():
+            for sign in (1, -1):
+                self._put_along(theta, direction, sign * epsilon)
+                found.append(self._evaluate(rows))
+        j_BT, entropy_j_BT = (found[0] - found[1]) / (2 * epsilon)
+        return j_BT, entropy_j_BT
 
     @torch.no_grad()
-    def _put(self, values: list[Tensor]) -> None:
-        for p, value in zip(self.parameters, values):
-            p.copy_(value)
+    def _evaluate(self, rows: TokenBatch) -> Tensor:
+        """[2, B, T] log-probabilities and entropies in float64, on every rank."""
+        made = rows.mask_BT.new_zeros(2, *rows.mask_BT.shape, dtype=torch.float64)
+        for index, micro in self.model.micro_batches(rows):
+            s, inside = self.model.statistics(micro), micro.mask_BT.bool()
+            for part_BT, value_N in zip(made, (s.logprob_N, s.entropy_N)):
+                part_BT[index, : inside.shape[1]] += torch.zeros_like(inside, dtype=torch.float64).masked_scatter(
+                    inside, value_N.double()
+                )
+        return self.total(made)
 
+    @torch.no_grad()
+    def _put_along(self, theta: list[Tensor], direction: list[Tensor], share: float) -> None:
+        """θ + share · direction, without a buffer of its own."""
+        for p, t, d in zip(self.parameters, theta, direction):
+            local(p).copy_(t).add_(d, alpha=share)
 
-def _residual(whole: list[Tensor], parts: list[list[Tensor]]) -> float:
-    """‖whole − Σ parts‖ / ‖whole‖."""
-    left = [w.double() - sum(values).double() if values else w for w, *values in zip(whole, *parts)]
-    return norm(left) / max(norm(whole), 1e-30)
+    # -- the step
+
+    def _metrics(self, entropy_after: float) -> dict[str, float]:
+        names = sorted({name for seen in self.seen for name in seen.sums})
+        table_UM = torch.tensor([[seen.sums.get(name, 0.0) for name in names] for seen in self.seen])
+        table_UM = self.total(table_UM.double())
+        each = {name: table_UM[:, m] for m, name in enumerate(names)}  # by update, over all ranks
+        blank = torch.zeros(len(self.seen), dtype=torch.float64)
+        of = lambda name: each.get(name, blank)
+        tokens = (*CLASSES[1:], "other")
+        if not self.exact:  # β₁ (what was carried to the update before + what its gradient did at once)
+            for name in tokens:
+                carried = blank.clone()
+                for u in range(1, len(self.seen)):
+                    carried[u] = self.beta1 * (carried[u - 1] + of(f"predicted_{name}")[u - 1])
+                each[f"carried_{name}"] = carried
+        made = {
+            "dentropy/measured": entropy_after - self.entropy[0],
+            "ledger/predicted": float(of("step").sum()),
+            "ledger/updates": float(len(self.seen)),
+            "ledger/empty_updates": float(self._empty_updates()),
+            "ledger/carried_exact": float(self.exact),
+            "ledger/clip_factor": sum(seen.clip for seen in self.seen) / len(self.seen),
+            "ledger/looked": float(of("looked").sum() / of("tokens").sum()),
+            "ledger/step_residual": float((of("left_square").sum() / of("step_square").sum().clamp(min=1e-60)).sqrt()),
+        }
+        made["ledger/remainder"] = made["dentropy/measured"] - made["ledger/predicted"]
+        for name in tokens:
+            made[f"ledger/predicted_{name}"] = float(of(f"predicted_{name}").sum())
+            made[f"ledger/carried_{name}"] = float(of(f"carried_{name}").sum())
+        carried_within = sum(of(f"carried_{name}").sum() for name in tokens)
+        made["ledger/predicted_momentum"] = float(of("momentum").sum() - carried_within)
+        made["ledger/predicted_decay"] = float(of("decay").sum())
+        for side in SIDES[1:]:
+            made[f"ledger/predicted_clip_{side}"] = float(of(f"predicted_clip_{side}").sum())
+            made[f"ledger/lever_{side}"] = float(of(f"lever_{side}").sum())
+        for name in CLASSES[1:]:
+            made[f"ledger/logit_{name}"] = float(of(f"logit_{name}").sum())
+        made["ledger/logit"] = sum(made[f"ledger/logit_{name}"] for name in CLASSES[1:])
+        # Σ λ J against ⟨D ∘ ∇H, g⟩: the same thing by two ways.
+        all_tokens = torch.stack([of(f"predicted_{name}") for name in tokens])
+        size = torch.maximum(of("gradient").abs(), all_tokens.abs().sum(0)).sum()
+        made["ledger/influence_residual"] = float(
+            (all_tokens.sum(0) - of("gradient")).abs().sum() / size.clamp(min=1e-60)
+        )
+        if self.apart:  # what first order says of the update that was taken apart
+            first_order = {name: float(of(f"predicted_{name}")[-1]) for name in tokens}
+            first_order |= {"momentum": float(of("momentum")[-1]), "decay": float(of("decay")[-1])}
+            made |= {f"ledger/first_order_{name}": first_order[name] for name in (*CLASSES[1:], *REST)}
+        return made | self.apart
+
+    def _empty_updates(self) -> int:
+        """Updates without a token of any class."""
+        counts = self.total(torch.tensor([float((seen.code_BT > 0).sum()) for seen in self.seen]))
+        return int((counts == 0).sum())
 
 
 @torch.no_grad()
-def probe_entropy(policy: Policy, probe: TokenBatch) -> float:
+def probe_entropy(model: Model, probe: TokenBatch, total: Callable[[Any], Any] = lambda value: value) -> float:
     """Mean full-vocabulary entropy over the probe's response tokens, summed in float64."""
-    total = sum(float(policy.statistics(micro).entropy_N.double().sum()) for _, micro in policy.micro_batches(probe))
-    return ranks.total(total) / float(probe.mask_BT.sum())
-
-
-def probe_gradient(policy: Policy, probe: TokenBatch, parameters: list[Tensor]) -> tuple[list[Tensor], float]:
-    """(∇ of the probe's mean entropy, that entropy); the parameters' own .grad is not touched."""
-    tokens = float(probe.mask_BT.sum())
-    total, value = [torch.zeros_like(p) for p in parameters], 0.0
-    for _, micro in policy.micro_batches(probe):
-        entropy_N = policy.statistics(micro, entropy_grad=True).entropy_N
-        value += float(entropy_N.detach().double().sum()) / tokens
-        made = parallel.gradients([entropy_N.sum() / tokens], parameters)
-        total = [t + g for t, g in zip(total, made)]
-    return total, ranks.total(value)
+    with model.exactly():
+        value = sum(float(model.statistics(micro).entropy_N.double().sum()) for _, micro in model.micro_batches(probe))
+    return total(value) / float(probe.mask_BT.sum())

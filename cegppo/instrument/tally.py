@@ -21,6 +21,7 @@ from .entropy import (
     covariance_form,
     entropy_change,
     gradient_contribution,
+    own_term,
 )
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -62,12 +63,18 @@ class Tally:
         prob, ratio = logprob.exp(), log_ratio.exp()
         side = clip_side(ratio, advantage, clip_low, clip_high)
         cell = rule.codes(logprob, entropy, advantage) * len(SIDES) + side
+        # The weight that a token outside the clip would have if its side's β were 1.
+        bound = torch.where(side == 1, clip_low, torch.where(side == 2, clip_high, 0.0))
+        returned = bound * advantage * scale
         columns = {
             "tokens": torch.ones_like(prob),
             "entropy": entropy,
             "prob": prob,
             "gradient": gradient_contribution(weight, prob, sum_p2),
             "dentropy": entropy_change(weight, logprob, entropy, sum_p2, sum_p2_logp),
+            "lever": entropy_change(returned, logprob, entropy, sum_p2, sum_p2_logp),
+            "q": own_term(logprob, entropy),
+            "idle_entropy": torch.where(weight == 0, entropy, 0.0),
             "covariance": scale * covariance_form(advantage, logprob, entropy),
             "kl_k1": -log_ratio,
             "kl_k3": log_ratio.expm1() - log_ratio,
@@ -123,6 +130,13 @@ class Tally:
                 made[f"clip/prob_{name}"] = self.sums["prob"][:, s].sum() / count
                 values = np.concatenate(self.outside_prob[name])
                 made |= {f"clip/prob_{name}_q{int(100 * q)}": float(np.quantile(values, q)) for q in QUANTILES}
+        for s, name in enumerate(SIDES[1:], 1):  # sums over the step's updates
+            made[f"lever/{name}"] = self.sums["lever"][:, s].sum()
+            if tokens_CS[:, s].sum():
+                made[f"entropy/q_{name}"] = self.sums["q"][:, s].sum() / tokens_CS[:, s].sum()
+        made["entropy/q_mean"] = self.sums["q"].sum() / total
+        entropy = self.sums["entropy"].sum()
+        made["entropy/share_no_gradient"] = self.sums["idle_entropy"].sum() / entropy if entropy else 0.0
         made["dentropy/predicted"] = dentropy_CS.sum()
         made["dentropy/covariance"] = self.sums["covariance"].sum() / updates
         made["kl/old_k1"], made["kl/old_k3"] = self.sums["kl_k1"].sum() / total, self.sums["kl_k3"].sum() / total

@@ -1,94 +1,103 @@
-"""The token record: one row a token of a step's updates, for tokens/step<n>.parquet."""
+"""The token record: one row a token and update of a step, for tokens/step<n>.parquet.
 
-import os
-from pathlib import Path
+docs/metrics.md has the columns.
+"""
+
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .. import ranks
 from ..objective import Weights
-from ..types import Rollout, TokenBatch
+from ..types import Group, TokenBatch
 from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change, gradient_contribution
+from .ledger import Seen
 
 
 class TokenRecord:
-    """One row a token of a step's updates, for tokens/step<n>.parquet. Columns: docs/metrics.md.
+    """`add` for each micro-batch of each update, `finish` with what the ledger found, then
+    `columns`.
 
     When a step has more than `max_tokens` response tokens, whole responses are left out, chosen at
     random by (seed, step).
     """
 
-    def __init__(
-        self,
-        step: int,
-        rollouts: list[Rollout],
-        rewards: list[float],
-        tokenizer: Any,
-        rule: ClassRule,
-        max_tokens: int,
-        seed: int,
-    ):
-        self.step, self.rollouts, self.rewards, self.tokenizer, self.rule = step, rollouts, rewards, tokenizer, rule
-        lengths = np.array([len(r.token_ids) for r in rollouts])
-        order = np.random.default_rng([seed, step]).permutation(len(rollouts))
-        self.chosen = torch.zeros(len(rollouts), dtype=torch.bool)
+    def __init__(self, step: int, groups: list[Group], tokenizer: Any, rule: ClassRule, max_tokens: int, seed: int):
+        self.step, self.rule = step, rule
+        self.rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self.scores = [score for group in groups for score in group.scores]
+        lengths = np.array([len(r.token_ids) for r in self.rollouts])
+        order = np.random.default_rng([seed, step]).permutation(len(lengths))
+        self.chosen = torch.zeros(len(lengths), dtype=torch.bool)
         self.chosen[order[lengths[order].cumsum() <= max_tokens]] = True
-        self.update = 0
-        self._columns: list[dict[str, np.ndarray]] = []
+        self.tokens = {
+            row: tokenizer.convert_ids_to_tokens(list(self.rollouts[row].token_ids))
+            for row in self.chosen.nonzero()[:, 0].tolist()
+        }
+        self.texts = {row: pieces(tokenizer, self.rollouts[row].token_ids) for row in self.tokens}
+        self.update = 0  # which one `add` is called for
+        self.parts: list[dict[str, np.ndarray]] = []
+        self._places: list[tuple[int, np.ndarray]] = []  # of each part: its update, and its tokens' rows
 
-    def add(self, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
+    def add(self, x: TokenBatch, w: Weights, scale_BT: torch.Tensor) -> None:
         """The tokens of a micro-batch of update number `self.update`."""
         b_N, t_N = torch.nonzero(x.mask_BT * self.chosen.to(x.mask_BT.device)[x.row_B][:, None], as_tuple=True)
         pick = lambda value_BT: value_BT[b_N, t_N].detach().double()
-        logprob, entropy, advantage, ratio = (
-            pick(x.logprob_BT),
-            pick(x.entropy_BT),
-            pick(x.advantage_BT),
-            pick(x.log_ratio_BT).exp(),
-        )
-        weight, sum_p2 = pick(w.weight_BT), pick(x.sum_p2_BT)
-        row = x.row_B[b_N].tolist()
-        position = t_N.tolist()
+        logprob, entropy, advantage, log_ratio = map(pick, (x.logprob_BT, x.entropy_BT, x.advantage_BT, x.log_ratio_BT))
+        weight, sum_p2, ratio = pick(w.weight_BT), pick(x.sum_p2_BT), log_ratio.exp()
         code = self.rule.codes(logprob, entropy, advantage).tolist()
         side = clip_side(ratio, advantage, pick(w.clip_low_BT), pick(w.clip_high_BT)).tolist()
-        token_ids = [self.rollouts[r].token_ids[t] for r, t in zip(row, position)]
         numbers = {
             "prob": logprob.exp(), "old_prob": pick(x.old_logprob_BT).exp(), "entropy": entropy,
-            "advantage": advantage, "ratio": ratio,
-            "weight": weight, "scale": pick(scale_BT), "gradient": gradient_contribution(weight, logprob.exp(), sum_p2),
+            "advantage": advantage, "ratio": ratio, "weight": weight, "scale": pick(scale_BT),
+            "gradient": gradient_contribution(weight, logprob.exp(), sum_p2),
             "dentropy": entropy_change(weight, logprob, entropy, sum_p2, pick(x.sum_p2_logp_BT)),
         }  # fmt: skip
-        self._columns.append(
+        row, place = x.row_B[b_N].tolist(), t_N.tolist()
+        of = lambda kind, value: np.array([value(self.rollouts[r]) for r in row], dtype=kind)
+        self._places.append((self.update, np.array(row, dtype=np.int64)))
+        self.parts.append(
             {
                 "step": np.full(len(row), self.step, dtype=np.int32),
                 "update": np.full(len(row), self.update, dtype=np.int32),
-                "prompt_id": np.array([self.rollouts[r].prompt.id for r in row], dtype=object),
-                "rollout": np.array([self.rollouts[r].index for r in row], dtype=np.int32),
-                "position": np.array(position, dtype=np.int32),
-                "token_id": np.array(token_ids, dtype=np.int32),
-                "token": np.array(self.tokenizer.convert_ids_to_tokens(token_ids), dtype=object),
+                "prompt_id": of(object, lambda r: r.prompt.id),
+                "rollout": of(np.int32, lambda r: r.index),
+                "position": np.array(place, dtype=np.int32),
+                "token_id": np.array([self.rollouts[r].token_ids[t] for r, t in zip(row, place)], dtype=np.int32),
+                "token": np.array([self.tokens[r][t] for r, t in zip(row, place)], dtype=object),
+                "text": np.array([self.texts[r][t] for r, t in zip(row, place)], dtype=object),
                 **{name: value.cpu().numpy().astype(np.float32) for name, value in numbers.items()},
                 "class": np.array([CLASSES[c] for c in code], dtype=object),
                 "side": np.array([SIDES[c] for c in side], dtype=object),
-                "reward": np.array([self.rewards[r] for r in row], dtype=np.float32),
+                "reward": np.array([self.scores[r].reward for r in row], dtype=np.float32),
+                "verdict": np.array([self.scores[r].verdict.value for r in row], dtype=object),
+                "prompt": of(object, lambda r: r.prompt.text),
+                "answer": of(object, lambda r: r.prompt.answer),
             }
         )
 
-    def write(self, folder: Path) -> None:
-        """tokens/step<n>.parquet in run folder `folder`, with every rank's tokens; appears only
-        when it is complete."""
-        import pandas as pd
+    def finish(self, seen: list[Seen]) -> None:
+        """Add what each token did to the entropy, update by update."""
+        for part, (update, row_N) in zip(self.parts, self._places):
+            influence_BT, row_B = seen[update].influence_BT, seen[update].mini.row_B.tolist()
+            place = {row: b for b, row in enumerate(row_B)}
+            j = influence_BT.cpu().double().numpy()[[place[r] for r in row_N.tolist()], part["position"]]
+            # λ = −w · scale, so that ΔH = λ J is w times this.
+            influence = -part["scale"] * j
+            part["influence"] = influence.astype(np.float32)
+            part["dentropy_exact"] = (part["weight"] * influence).astype(np.float32)
 
-        parts = [part for parts in ranks.gathered(self._columns) for part in parts]
-        if ranks.rank() > 0 or not parts:
-            return
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        frame = pd.DataFrame(columns).sort_values(["update", "prompt_id", "rollout", "position"])
-        path = folder / "tokens" / f"step{self.step:06d}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        frame.to_parquet(unfinished, index=False)
-        os.replace(unfinished, path)
+
+def pieces(tokenizer: Any, token_ids: tuple[int, ...]) -> list[str]:
+    """The text that each token adds to the decoded response. A character of several tokens belongs
+    to the last of them. Joined, they are the response (special tokens included)."""
+    made: list[str] = []
+    before, read = 0, 0  # decoding starts at the token before, which a leading space may depend on
+    for end in range(1, len(token_ids) + 1):
+        old = tokenizer.decode(token_ids[before:read])
+        new = tokenizer.decode(token_ids[before:end])
+        whole = len(new) > len(old) and not new.endswith("\ufffd")
+        made.append(new[len(old) :] if whole else "")
+        if whole:
+            before, read = read, end
+    return made

@@ -114,6 +114,17 @@ class Policy:
         stay the optimizer's own."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """Compute in the weights' own fp32 inside, padded, whatever the run computes in: what takes
+        differences of log-probabilities needs it."""
+        kept = self.bfloat16, self.packing
+        self.bfloat16, self.packing = False, self.packing and not self.bfloat16
+        try:
+            yield
+        finally:
+            self.bfloat16, self.packing = kept
+
     def save(self, folder: Path | None) -> None:
         """Weights as safetensors, config and tokenizer, readable by `from_pretrained`. Ranks
         without a folder give their shards."""

@@ -9,6 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..types import BadInput
 
 
@@ -19,6 +21,16 @@ def write_whole(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def write_parquet(path: Path, columns: dict[str, np.ndarray], order: list[str]) -> None:
+    """A table sorted by the columns `order`, zstd; appears only when it is complete."""
+    import pandas as pd  # slow to import, and needed for this only
+
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    pd.DataFrame(columns).sort_values(order).to_parquet(unfinished, index=False, compression="zstd")
     os.replace(unfinished, path)
 
 

@@ -12,12 +12,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import Config, as_yaml, resolved
 from ..problems.counts import mean_accuracy
 from ..types import BadInput
-from .files import append_line, flush, read_lines, write_whole
+from .files import append_line, flush, read_lines, write_parquet, write_whole
 from .mirror import start_mirror
 from .provenance import now, session
+
+TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -116,6 +120,12 @@ class Record:
                 self._wandb.log({"step": step, **numbers})
         if self._wandb is not None and rows:  # one number for a wandb sweep to look at
             self._wandb.log({"step": step, "eval/mean": mean_accuracy(rows)})
+
+    def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
+        """tokens/step<n>.parquet, from columns in parts."""
+        if parts:
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            write_parquet(self.folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run writes those lines again."""
