@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
 types losses.* instrument.entropy
 ranks instrument.tally problems.grader problems.reward config.layers config objective
-record.files record.provenance record.mirror
+record.files record.pack record.read record.keep record.provenance record.mirror
 problems.counts problems.completions problems.data problems.testbed
 record.run instrument.tokens advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory

@@ -1,6 +1,5 @@
 """The token record: one row a token of a step's updates, for tokens/step<n>.parquet."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..config import Config
+from ..record.files import whole
 from ..types import Rollout, TokenBatch
 from .entropy import CLASSES, SIDES, ClipRange, clip_side, entropy_change, gradient_contribution, token_class
 
@@ -83,6 +83,5 @@ class TokenRecord:
         frame = pd.DataFrame(columns).sort_values(["update", "prompt_id", "rollout", "position"])
         path = folder / "tokens" / f"step{self.step:06d}.parquet"
         path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        frame.to_parquet(unfinished, index=False)
-        os.replace(unfinished, path)
+        with whole(path) as unfinished:
+            frame.to_parquet(unfinished, index=False)
