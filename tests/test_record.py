@@ -78,6 +78,14 @@ def test_the_committed_packs_hold_what_the_folders_held(sweep, sha256, tmp_path)
     assert seen.hexdigest() == sha256
 
 
+def test_the_evidence_can_be_carried():
+    listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    sizes = [path.stat().st_size for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+    assert 0 < sum(sizes) < 10e6
+
+
 def test_both_sides_of_the_wall_read_the_same(live):
     from analysis import pack as other
 
