@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, report. `python run.py VERB --help` says what a
-verb takes."""
+"""The front door: train, evaluate, sweep, draw, keep, report. `python run.py VERB --help` says
+what a verb takes."""
 
 import argparse
 import difflib
@@ -110,6 +110,19 @@ def parser() -> argparse.ArgumentParser:
         "--results", default="results", metavar="DIR", help="the root of the run folders (default: results)"
     )
     figures.add_argument("--only", nargs="+", metavar="NAME", help="which figures (default: all but the demo's)")
+
+    keep = verbs.add_parser(
+        "keep", help="pack the finished runs of a sweep, without loss",
+        description=(
+            "Move config, meta, metrics and evaluations of a sweep's finished runs into one pack, "
+            "<results>/<sweep>/runs.jsonl and parquet beside it, which figures, claims and sweeps read like the "
+            "folders. Again with later seeds, it adds them. Checkpoints, tokens and completions stay."
+        ),
+    )  # fmt: skip
+    keep.add_argument("sweep", metavar="SWEEP|FOLDER", help="a sweep's file, its name, or its folder of runs")
+    keep.add_argument(
+        "--results", default="results", metavar="DIR", help="the root of the run folders (default: results)"
+    )
 
     report = verbs.add_parser(
         "report", help="one self-contained page about a run",
@@ -236,6 +249,7 @@ def verb_eval(options: argparse.Namespace) -> int:
     from cegppo.model.policy import load_policy
     from cegppo.problems import data, testbed
     from cegppo.record.files import read_lines, write_whole
+    from cegppo.record.read import packed, read_config
     from cegppo.record.run import checkpoint, fingerprint
     from cegppo.rollout import divided
     from cegppo.screen import print_eval
@@ -243,9 +257,9 @@ def verb_eval(options: argparse.Namespace) -> int:
     target, overrides = Path(words[0]), words[1:]
     with ranks.together():
         if target.is_dir():
-            if not (target / "config.yaml").is_file():
+            if not (target / "config.yaml").is_file() and not packed(target):
                 raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
-            resolved = config.resolved(target / "config.yaml", overrides)
+            resolved = read_config(target, overrides)
             model, folder, name = checkpoint(target, options.checkpoint), target, options.checkpoint
             step = json.loads((model / "state.json").read_text())["step"]
         else:
@@ -319,6 +333,8 @@ def verb_sweep(options: argparse.Namespace) -> int:
             f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({run.folder / 'output.txt'})",
             file=sys.stderr,
         )
+    if not searches and work.already:
+        print(work.already)
     if searches:
         print(work.best())
         work.close()
@@ -347,6 +363,14 @@ def verb_figures(options: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
+def verb_keep(options: argparse.Namespace) -> int:
+    from cegppo.record.keep import keep, sweep_folder
+
+    for line in keep(sweep_folder(options.sweep, options.results)):
+        print(line, flush=True)
+    return 0
+
+
 def verb_report(options: argparse.Namespace) -> int:
     from analysis import load, report
 
@@ -358,7 +382,10 @@ def verb_report(options: argparse.Namespace) -> int:
     return 0
 
 
-VERBS = {"train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "report": verb_report}
+VERBS = {
+    "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
+    "report": verb_report,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -75,7 +75,7 @@ def draw(results: Path) -> None:
 
 def of_sweep(results: Path, experiment: str) -> pd.DataFrame:
     """The points of a sweep's runs; columns run, arm, seed, step, entropy, accuracy."""
-    arms = sorted(path.name for path in (results / experiment).glob("*") if any(path.glob("seed*/eval.jsonl")))
+    arms = sorted({f.parent.name for f in load.run_folders(results / experiment) if not load.tests(f).empty})
     if not arms:
         raise load.Missing(f"no runs in {results / experiment}")
     runs, tests = load.metrics(results, experiment, arms), load.evaluations(results, experiment, arms)

@@ -1,5 +1,8 @@
-"""Run folders as data frames. The one window between the runs and the figures: files under
-results/, nothing else.
+"""Runs as data frames. The one window between the runs and the figures: files under results/,
+nothing else.
+
+A run is live (a folder with its meta.json), or kept in its sweep's pack (pack.py), or stands for
+another run, which its meta.json names in `taken_from`; every function here reads all three alike.
 
 A folder with a `foreign.yaml` is the run of another framework: that file says which log to read and
 which of its columns are which of our metrics (docs/figures.md). It then stands in every figure like
@@ -16,7 +19,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import stats
+from . import pack, stats
 
 
 class Missing(Exception):
@@ -39,9 +42,55 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
+def _packed(folder: Path) -> dict | None:
+    """The pack's line of the run in `folder`; None for a live run, or where there is none."""
+    if (folder / "meta.json").is_file():
+        return None
+    return pack.runs(folder.parent.parent).get(f"{folder.parent.name}/{folder.name}")
+
+
+def run_folders(sweep: Path) -> list[Path]:
+    """The folders of a sweep's runs, live or in its pack (then there need not be a folder)."""
+    return sorted({*sweep.glob("*/seed*"), *(sweep / name for name in pack.runs(sweep))})
+
+
+def meta(folder: Path) -> dict:
+    """meta.json of the run in `folder`; {} when there is none."""
+    if line := _packed(folder):
+        return line["meta"]
+    path = folder / "meta.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def config(folder: Path) -> str:
+    """config.yaml of the run in `folder`; "" when there is none."""
+    if line := _packed(folder):
+        return yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True)
+    path = folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _lines(folder: Path, live: str, kept: str, seen: tuple[Path, ...] = ()) -> list[dict]:
+    """The lines of the run in `folder`, or of the run that it was taken from. Raises Missing when
+    that is gone."""
+    if _packed(folder):
+        sweep, name = folder.parent.parent, f"{folder.parent.name}/{folder.name}"
+        own = pack.lines(sweep / kept).get(name, []) if name in pack.lines(sweep / pack.METRICS) else None
+    else:
+        own = rows(folder / live) if (folder / "metrics.jsonl").is_file() else None
+    taken = meta(folder).get("taken_from") if own is None else None
+    if not taken:
+        return own or []
+    there = folder.parent.parent.parent / Path(*Path(taken).parts[-3:])  # the root may have moved
+    if there in seen or not meta(there):
+        raise Missing(f"{folder} was taken from {there}, which is not there any more")
+    steps = meta(folder).get("steps", 0)  # that run may have gone on since
+    return [row for row in _lines(there, live, kept, (*seen, folder)) if row["step"] <= steps]
+
+
 def _load(results: Path, experiment: str, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     frames = []
-    for folder in sorted((results / experiment).glob("*/seed*")):
+    for folder in run_folders(results / experiment):
         frame = read(folder)
         if not frame.empty:
             frame.insert(0, "arm", folder.parent.name)
@@ -53,16 +102,20 @@ def _load(results: Path, experiment: str, read: Callable[[Path], pd.DataFrame]) 
 def run(folder: Path) -> pd.DataFrame:
     """One row a step of the run in `folder`."""
     foreign = foreign_run(folder)
-    return pd.DataFrame(rows(folder / "metrics.jsonl")) if foreign is None else foreign[0]
+    return pd.DataFrame(_lines(folder, "metrics.jsonl", pack.METRICS)) if foreign is None else foreign[0]
+
+
+def tests(folder: Path) -> pd.DataFrame:
+    """One row an evaluated step and benchmark of the run in `folder`, as eval.jsonl has it."""
+    return pd.DataFrame(_lines(folder, "eval.jsonl", pack.EVALUATIONS))
 
 
 def _evaluations(folder: Path) -> pd.DataFrame:
     foreign = foreign_run(folder)
     if foreign is not None:
         return foreign[1]
-    return pd.DataFrame(
-        [{**row, "accuracy": stats.avg_at_k(row["k"], row["correct"])} for row in rows(folder / "eval.jsonl")]
-    )
+    lines = _lines(folder, "eval.jsonl", pack.EVALUATIONS)
+    return pd.DataFrame([{**row, "accuracy": stats.avg_at_k(row["k"], row["correct"])} for row in lines])
 
 
 def metrics(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
@@ -212,11 +265,10 @@ def samples(tests: pd.DataFrame) -> str:
 
 def setting(folder: Path, key: str) -> Any:
     """The value of `key` ("loss.eps_low") in the run's config.yaml."""
-    path = folder / "config.yaml"
-    value = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    value = yaml.safe_load(config(folder) or "{}")
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise Missing(f"no '{key}' in {path}")
+            raise Missing(f"no '{key}' in {folder / 'config.yaml'}")
         value = value[part]
     return value
 

@@ -4,7 +4,6 @@ entropy. No file beside it is needed."""
 import base64
 import html
 import io
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -31,12 +30,12 @@ pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px}img{max-width:10
 
 def write(folder: Path) -> Path:
     """Write <folder>/report.html; its path. Raises Missing when the folder holds no run."""
-    if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
-        raise load.Missing(f"{folder} holds no run (config.yaml and metrics.jsonl)")
+    config, meta = load.config(folder), load.meta(folder)
+    if not config or not meta:
+        raise load.Missing(f"{folder} holds no run (config.yaml and meta.json), and no pack has it")
     metrics = load.run(folder)
     if metrics.empty:
         raise load.Missing(f"{folder}: no step is recorded yet")
-    meta = json.loads((folder / "meta.json").read_text())
     session = meta["sessions"][-1]
     facts = (
         f"{meta['status']}, {int(metrics['step'].max())} steps, {metrics['time/step'].sum():.0f} s;"
@@ -51,13 +50,14 @@ def write(folder: Path) -> Path:
         f"<h2>Training</h2><img alt='metrics over steps' src='{_curves(metrics)}'>",
         f"<h2>Benchmarks</h2>{_benchmarks(folder)}",
         f"<h2>What moved the entropy</h2>{_ledger(metrics)}",
-        f"<h2>Configuration</h2><pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
+        f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>",
     ]
     page = (
         "<!doctype html><html lang=en><meta"
         f" charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>{''.join(body)}"
     )
     path = folder / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)  # a run in a pack may have no folder
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -81,7 +81,7 @@ def _curves(metrics: pd.DataFrame) -> str:
 
 
 def _benchmarks(folder: Path) -> str:
-    rows = pd.DataFrame(load.rows(folder / "eval.jsonl"))
+    rows = load.tests(folder)
     if rows.empty:
         return "<p>No evaluation is recorded.</p>"
     rows["avg@k"] = [sum(c) / (len(c) * k) for c, k in zip(rows["correct"], rows["k"])]

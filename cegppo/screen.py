@@ -17,6 +17,11 @@ from .problems.counts import mean_accuracy
 MISSING = float("nan")
 
 
+def progress(step: int, steps: int) -> str:
+    """How far a run is; it may be longer than what is asked for now."""
+    return f"{step}/{steps}" if step <= steps else f"{step} ({steps} asked)"
+
+
 class Screen:
     """The `show` of train(). Use as a context manager."""
 
@@ -37,6 +42,9 @@ class Screen:
 
     def start(self, config: Config, folder: Path, step: int) -> None:
         self.steps, self.begin = config.steps, step
+        if step >= config.steps:
+            self.say(f"{folder}: {config.method}, {config.steps} steps; {step} were already there, nothing ran")
+            return
         self.say(
             f"{folder}: {config.method}, {config.steps} steps" + (f", continuing after step {step}" if step else "")
         )
@@ -99,11 +107,10 @@ class SweepScreen:
 
     def _numbers(self, run: Any) -> str:
         m = run.last_metrics()
-        return (
-            f"step {m['step']}/{run.config.steps}  acc {m['accuracy/mean']:.3f}  H {m.get('entropy/mean', MISSING):.3f}"
-            if m
-            else ""
-        )
+        if not m:
+            return ""
+        entropy = m.get("entropy/mean", MISSING)
+        return f"step {progress(m['step'], run.config.steps)}  acc {m['accuracy/mean']:.3f}  H {entropy:.3f}"
 
     def _table(self, states: list[tuple[Any, str]]) -> Table:
         table = Table("arm", "seed", "state", "step", "accuracy", "entropy", "left")
@@ -112,7 +119,7 @@ class SweepScreen:
             if m:
                 left = f"{m['time/step'] * (run.config.steps - m['step']):.0f} s" if state == "running" else ""
                 numbers = [
-                    f"{m['step']}/{run.config.steps}",
+                    progress(m["step"], run.config.steps),
                     f"{m['accuracy/mean']:.3f}",
                     f"{m.get('entropy/mean', MISSING):.3f}",
                     left,

@@ -63,7 +63,7 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
     if trainer.step == 0:
         trainer.begin()
         rows = trainer.evaluator.run(0)
-        record.log_eval(0, rows)
+        record.log_eval(0, rows, mean_accuracy(rows))
         show.evaluated(0, rows)
     while trainer.step < config.steps:
         metrics = trainer.run_step()
@@ -75,10 +75,10 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         best = False
         if due(step, config.eval_every, config.steps):
             rows = trainer.evaluator.run(step)
-            record.log_eval(step, rows)
+            mean = mean_accuracy(rows)
+            record.log_eval(step, rows, mean)
             show.evaluated(step, rows)
-            best = mean_accuracy(rows) > trainer.best
-            trainer.best = max(trainer.best, mean_accuracy(rows))
+            best, trainer.best = mean > trainer.best, max(trainer.best, mean)
         stopping = interrupted() and step < config.steps
         if best or stopping or due(step, config.checkpoint_every, config.steps):
             record.save_checkpoint(step, trainer.save, best)

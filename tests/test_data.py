@@ -12,7 +12,7 @@ from cegppo import config
 from cegppo.config import Data, Source
 from cegppo.problems import data, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
-from cegppo.record.run import read_meta
+from cegppo.record.read import read_meta
 from cegppo.train import train
 from cegppo.types import BadInput
 

@@ -14,13 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types knobs losses.* objective
-instrument.entropy instrument.tally
+instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 ranks problems.grader problems.reward config.layers config
-record.files record.provenance record.mirror
-problems.counts problems.completions problems.data problems.testbed
-record.run instrument.tokens advantage
+record.files record.pack record.read record.keep record.provenance record.mirror record.run
+problems.counts problems.completions problems.data problems.testbed advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
-instrument.ledger rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
+rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 evaluate update metrics checkpoint trainer train sweep.launch sweep.grid sweep.search screen
 """.split()
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis import load
 from cegppo.record.files import read_lines
-from cegppo.record.run import read_meta
+from cegppo.record.keep import keep
+from cegppo.record.read import read_meta, read_metrics
 from cegppo.sweep import grid, launch, search
 from cegppo.types import BadInput
 
@@ -143,9 +145,25 @@ def test_a_sweep_on_ray_and_runs_taken_over_from_it(tiny, tmp_path):
     work = grid.Grid(expanded)
     assert [r.arm for r in work._waiting] == ["other"]
     taken = tmp_path / "results" / "two" / "same" / "seed0"
-    assert read_meta(taken)["taken_from"] == str(first)
-    assert (taken / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
+    assert read_meta(taken)["taken_from"] == "one/cegppo/seed0"
+    assert sorted(path.name for path in taken.iterdir()) == ["config.yaml", "meta.json"]  # no second copy
+    assert read_metrics(taken) == read_metrics(first) and len(read_metrics(first)) == 2
+    assert load.run(taken).equals(load.run(first))
     assert grid.expand(described).runs[0].finished()  # its config.yaml is the one asked for, or this would raise
+
+    for sweep, runs in (("one", 2), ("two", 1)):  # in packs all is the same; `other` has not run
+        assert f"{runs} runs kept now" in list(keep(tmp_path / "results" / sweep))[-1]
+    assert not (taken / "meta.json").exists()
+    assert read_metrics(taken) == read_metrics(first) and load.run(taken).equals(load.run(first))
+    work = grid.Grid(grid.expand(described))
+    assert [r.arm for r in work._waiting] == ["other"]
+    assert work.already.startswith("1 of 2 were already there (recorded at 20")
+    shutil.rmtree(tmp_path / "results" / "one")
+    gone = "two/same/seed0 was taken from .*one/cegppo/seed0, which is not there any more"
+    with pytest.raises(BadInput, match=gone):
+        grid.expand(described)
+    with pytest.raises(load.Missing, match=gone):
+        load.run(taken)
 
 
 def test_arms_that_start_from_other_weights_are_refused(tiny, tmp_path, monkeypatch):

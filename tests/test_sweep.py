@@ -120,7 +120,10 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     changed = run(*command, "update.lr=0.5")  # another configuration is not "finished"
     assert changed.returncode == 2 and "holds another run: update.lr was 0.001, is now 0.5" in changed.stderr
     stamps = {p: p.stat().st_mtime for p in results.glob("demo/*/*/metrics.jsonl")}
-    assert len(stamps) == 6 and run(*command).returncode == 0
+    again = run(*command, "steps=2")
+    assert len(stamps) == 6 and again.returncode == 0
+    assert "6 of 6 were already there (recorded at 20" in again.stdout and "; nothing ran" in again.stdout
+    assert "grpo seed 0: finished  step 3 (2 asked)" in again.stdout
     assert stamps == {p: p.stat().st_mtime for p in stamps}  # nothing ran again
 
     drawn = run("figures", "--results", results, "--only", "demo")

@@ -5,6 +5,7 @@ command line. Every value knows where it came from. Whatever cannot be used is a
 file, key and the nearest valid name.
 """
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -380,10 +381,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else digest(value)
 
 
-def resolved(path: str | Path, overrides: list[str] = ()) -> Config:
+def resolved(path: str | Path, overrides: list[str] = (), tree: dict | None = None) -> Config:
     """The configuration that a run's `config.yaml` recorded (no includes, no preset: it is
-    complete), with overrides."""
-    return _resolve([(str(path), read_yaml(Path(path))), ("command line", parse_overrides(overrides))])[0]
+    complete), with overrides. `tree`: what the file said, when it is no longer there."""
+    tree = read_yaml(Path(path)) if tree is None else copy.deepcopy(tree)
+    return _resolve([(str(path), tree), ("command line", parse_overrides(overrides))])[0]
 
 
 def as_yaml(config: Config) -> str:

@@ -20,22 +20,28 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _git(*arguments: str) -> str | None:
-    here = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+# Code only: what a YAML says stands in config.yaml, and a record does not change what made it.
+CODE = ("--", ":/*.py", ":(top,exclude)results")
+
+
+def _git(*arguments: str, cwd: Path | None = None) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *arguments], cwd=cwd or HERE, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
 
 
 def _uncommitted() -> list[str]:
-    """What git would commit: the diff against HEAD, and every file it does not know yet."""
-    root = Path(__file__).resolve().parents[2]
-    new = [root / name for name in (_git("ls-files", "--others", "--exclude-standard", ":/") or "").split()]
+    """The Python code that git would commit: the diff against HEAD, and name and content of every
+    file it does not know yet."""
+    root = Path((_git("rev-parse", "--show-toplevel") or "").strip() or HERE)
+    # `ls-files` prints names relative to where it is asked, so it is asked at the top.
+    new = (_git("ls-files", "-z", "--others", "--exclude-standard", *CODE, cwd=root) or "").split("\0")
     return [
-        _git("diff", "HEAD") or "",
-        *(path.read_bytes().hex() for path in new if path.is_file() and path.stat().st_size < 1e6),
+        _git("diff", "HEAD", *CODE, cwd=root) or "",
+        *(name + ":" + (root / name).read_bytes().hex() for name in new if name and (root / name).is_file()),
     ]
 
 
@@ -53,3 +59,19 @@ def session() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the code differs between two sessions, in words; "" when nothing does, or nothing
+    is known."""
+    if "commit" not in before:
+        return ""
+    words = {None: "none"}
+    return ", ".join(
+        f"{what} {words.get(old, str(old)[:12])} → {words.get(new, str(new)[:12])}"
+        for what, old, new in (
+            ("commit", before["commit"], now["commit"]),
+            ("uncommitted changes", before.get("diff"), now["diff"]),
+        )
+        if old != new
+    )

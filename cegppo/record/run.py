@@ -5,31 +5,34 @@ Every line is written whole, a checkpoint appears only when it is complete, and 
 a time may write. wandb mirrors the record and never stops it.
 """
 
-import fcntl
-import json
-import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Config, as_yaml, resolved
-from ..problems.counts import mean_accuracy
+from ..config import Config, as_yaml
 from ..types import BadInput
-from .files import append_line, flush, read_lines, write_parquet, write_whole
+from .files import (
+    append_line,
+    as_lines,
+    as_page,
+    flush,
+    lock,
+    point,
+    put_folder,
+    read_lines,
+    remove_unfinished,
+    remove_unused,
+    write_parquet,
+    write_whole,
+)
+from .keep import unpack
 from .mirror import start_mirror
-from .provenance import now, session
+from .provenance import changed, now, session
+from .read import read_config, read_meta, read_metrics
 
 TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a run folder; {} when there is none."""
-    try:
-        return json.loads((folder / "meta.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def refuse_other_run(folder: Path, config: Config) -> None:
@@ -38,11 +41,11 @@ def refuse_other_run(folder: Path, config: Config) -> None:
 
     A folder in which nothing was recorded yet may be taken over.
     """
-    steps = [row["step"] for row in read_lines(folder / "metrics.jsonl")]
+    steps = [row["step"] for row in read_metrics(folder)]
     continues = (folder / "checkpoints" / "latest" / "state.json").is_file()
     if not steps and not continues:
         return
-    before, now = resolved(folder / "config.yaml").identity(), config.identity()
+    before, now = read_config(folder).identity(), config.identity()
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
     if changed:
         was = f"{changed[0]} was {before.get(changed[0])!r}, is now {now.get(changed[0])!r}"
@@ -80,25 +83,21 @@ class Record:
 
     def __init__(self, config: Config):
         self.config, self.folder = config, config.folder
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "w")
-        except OSError as error:
-            raise BadInput(f"{self.folder}: cannot be written ({error.strerror})") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{self.folder}: another live process is writing to it") from None
+        self._lock = lock(self.folder / ".lock", f"{self.folder}: another live process is writing to it")
         refuse_other_run(self.folder, config)
+        unpack(self.folder)  # a run that was kept in a pack goes on in its folder
         write_whole(self.folder / "config.yaml", as_yaml(config))
         self._meta = read_meta(self.folder) | {"status": "running"}
         self._meta.setdefault("start", now())
-        self._meta["sessions"] = [*self._meta.get("sessions", []), session()]
+        sessions = [*self._meta.get("sessions", []), session()]
+        self._meta["sessions"] = sessions
+        if len(sessions) > 1 and (what := changed(*sessions[-2:])):
+            print(f"{self.folder}: the code changed since this run was last started: {what}", file=sys.stderr)
         self._write_meta()
         self._wandb = start_mirror(config, self.folder)
 
     def _write_meta(self) -> None:
-        write_whole(self.folder / "meta.json", json.dumps(self._meta, indent=1, ensure_ascii=False) + "\n")
+        write_whole(self.folder / "meta.json", as_page(self._meta))
 
     def note(self, **facts: Any) -> None:
         """Facts for meta.json."""
@@ -111,15 +110,15 @@ class Record:
         if self._wandb is not None:
             self._wandb.log({"step": step, **metrics})
 
-    def log_eval(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """One line of eval.jsonl a benchmark."""
+    def log_eval(self, step: int, rows: list[dict[str, Any]], mean: float) -> None:
+        """One line of eval.jsonl a benchmark; `mean` is their mean accuracy."""
         for row in rows:
             append_line(self.folder / "eval.jsonl", {"step": step, **row})
             if self._wandb is not None:
                 numbers = {f"eval/{row['benchmark']}/{k}": v for k, v in row.items() if isinstance(v, float)}
                 self._wandb.log({"step": step, **numbers})
         if self._wandb is not None and rows:  # one number for a wandb sweep to look at
-            self._wandb.log({"step": step, "eval/mean": mean_accuracy(rows)})
+            self._wandb.log({"step": step, "eval/mean": mean})
 
     def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
         """tokens/step<n>.parquet, from columns in parts."""
@@ -133,33 +132,22 @@ class Record:
             path = self.folder / name
             if path.is_file():
                 kept = [row for row in read_lines(path) if row["step"] <= step]
-                write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+                write_whole(path, as_lines(kept))
 
     def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
         """`write(folder)` fills a new checkpoint; only when it is complete does `latest` (and
         `best`) point to it."""
         root = self.folder / "checkpoints"
         root.mkdir(exist_ok=True)
-        for leftover in root.glob("*.unfinished"):
-            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-        unfinished, folder = root / f"step{step:06d}.unfinished", root / f"step{step:06d}"
-        unfinished.mkdir()
-        write(unfinished)
-        flush(unfinished)
-        if folder.exists():  # of an earlier life that died between here and the pointer
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        remove_unfinished(root)
+        made = root / f"step{step:06d}"
+        put_folder(made, write)
         # `best` first: a run killed in between continues from the older `latest` and saves this one
         # again.
         for name in [*(["best"] if best else []), "latest"]:
-            link = root / f"{name}.unfinished"
-            link.symlink_to(folder.name)
-            os.replace(link, root / name)
+            point(root / name, made.name)
         flush(root)
-        used = {os.readlink(root / name) for name in ("latest", "best") if (root / name).is_symlink()}
-        for old in root.glob("step*"):
-            if old.name not in used:
-                shutil.rmtree(old)
+        remove_unused(root, "step*", ("latest", "best"))
 
     def close(self, status: str) -> None:
         """`finished`, `stopped` (resumable) or `failed`."""

@@ -22,7 +22,6 @@ adds to its `common`.
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -30,11 +29,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, as_yaml, nearest, parse_overrides, read_yaml, resolved, under
+from ..config import Config, as_yaml, nearest, parse_overrides, read_yaml, under
 from ..config import load as load_config
 from ..problems import testbed
-from ..record.files import read_lines, write_whole
-from ..record.run import read_meta, refuse_other_run
+from ..record.files import as_page, write_whole
+from ..record.read import read_config, read_meta, read_metrics, run_folders, source
+from ..record.run import refuse_other_run
 from ..types import BadInput
 from . import launch
 
@@ -71,13 +71,17 @@ class Run:
         return [sys.executable, *ranks, str(RUN), "train", str(self.experiment), *self.overrides]
 
     def last_metrics(self) -> dict[str, Any]:
-        rows = read_lines(self.folder / "metrics.jsonl")
+        rows = read_metrics(self.folder)
         return rows[-1] if rows else {}
 
     def finished(self) -> bool:
-        """Ended, with at least the steps asked for now."""
+        """Ended, with at least the steps asked for now. Raises BadInput when the run that stands
+        for it is gone."""
         meta = read_meta(self.folder)
-        return meta.get("status") == "finished" and meta.get("steps", 0) >= self.config.steps
+        if meta.get("status") != "finished" or meta.get("steps", 0) < self.config.steps:
+            return False
+        source(self.folder)
+        return True
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def expand(d: Description) -> Sweep:
             raise BadInput(f"{path}: two runs would write to {run.folder}")
     _refuse_other_differences(path, runs, tree["varies"])
     for run in runs:  # a finished run of another configuration is not the run that was asked for
-        if not run.finished() or run.config.identity() != resolved(run.folder / "config.yaml").identity():
+        if not run.finished() or run.config.identity() != read_config(run.folder).identity():
             refuse_other_run(run.folder, run.config)
     return d.sweep(runs)
 
@@ -227,6 +231,7 @@ class Grid:
         _refuse_other_start(sweep)
         for run in sweep.runs:
             take_over(run, sweep.takes_from)
+        self.already = already_there(sweep.runs)
         self._waiting = [run for run in sweep.runs if not run.finished()]
 
     def next(self) -> Run | None:
@@ -320,31 +325,43 @@ def _refuse_other_start(sweep: Sweep) -> None:
 
 
 def take_over(run: Run, sweeps: list[str]) -> Path | None:
-    """Copy the record of a finished run of `sweeps` that is the same run (same seed, same
-    configuration, so bit for bit the same metrics) into the folder of `run`, unless something is
-    there. The folder it came from, also noted in meta.json.
+    """Let a finished run of `sweeps` that is the same run (same seed, same configuration, so bit
+    for bit the same metrics) stand for `run`, unless something is there.
+
+    `taken_from` in meta.json names it, and whoever reads the metrics follows (record/read.py).
+    Returns its folder.
     """
-    if read_meta(run.folder):
+    if read_meta(run.folder) or run.config.run_dir:
         return None
     # Bit for bit needs the same micro-batches too.
     same = lambda config: {**config.identity(), "experiment": None, "micro": config.update.micro_batch_tokens}
     for sweep in sweeps:
-        for folder in sorted(Path(run.config.results, sweep).glob(f"*/seed{run.seed}")):
+        for folder in run_folders(Path(run.config.results, sweep)):
             meta = read_meta(folder)
-            if meta.get("status") != "finished" or meta.get("steps") != run.config.steps:
+            if folder.name != f"seed{run.seed}" or meta.get("status") != "finished":
                 continue
-            if same(resolved(folder / "config.yaml")) != same(run.config) or not _same_start(meta, run.config):
+            if meta.get("steps") != run.config.steps or not _same_start(meta, run.config):
                 continue
+            if same(read_config(folder)) != same(run.config):
+                continue
+            made_there = source(folder)
             run.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(run.folder / "config.yaml", as_yaml(run.config))  # first: a killed copy is begun again
-            for name in ("eval.jsonl", "metrics.jsonl"):
-                shutil.copy(folder / name, run.folder / name)
-            write_whole(
-                run.folder / "meta.json",
-                json.dumps(meta | {"taken_from": str(folder)}, indent=1, ensure_ascii=False) + "\n",
-            )
-            return folder
+            write_whole(run.folder / "config.yaml", as_yaml(run.config))  # first: a killed one is begun again
+            write_whole(run.folder / "meta.json", as_page(meta | {"taken_from": "/".join(made_there.parts[-3:])}))
+            return made_there
     return None
+
+
+def already_there(runs: list[Run]) -> str:
+    """A line about the runs that are finished; "" when none is."""
+    metas = [read_meta(run.folder) for run in runs if run.finished()]
+    if not metas:
+        return ""
+    days = sorted({str(meta.get("end", "an unknown time")).replace("T", " ")[:16] for meta in metas})
+    commits = sorted({session.get("commit", "unknown")[:7] for meta in metas for session in meta.get("sessions", [])})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    nothing = "; nothing ran" if len(metas) == len(runs) else ""
+    return f"{len(metas)} of {len(runs)} were already there (recorded at {when}, commit {', '.join(commits)}){nothing}"
 
 
 def error_of(run: Run) -> str:

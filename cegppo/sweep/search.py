@@ -20,8 +20,6 @@ A trial is an arm with every seed of the sweep; its value is the mean over seeds
 under way and goes on to `trials`.
 """
 
-import fcntl
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,8 @@ import numpy as np
 
 from ..config import digest, nearest
 from ..problems.counts import mean_accuracy
-from ..record.files import read_lines, write_whole
+from ..record.files import as_lines, lock, read_lines, write_whole
+from ..record.read import read_evaluations, read_metrics
 from ..types import BadInput
 from .grid import Description, Run
 
@@ -52,12 +51,7 @@ class Search:
         self.space, self.objective = _space(d), _objective(d)
         example = _example(d)
         self.folder = Path(example.config.results, d.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "study.lock", "w")  # for as long as this process lives
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{self.folder}: another live process is searching there") from None
+        self._lock = lock(self.folder / "study.lock", f"{self.folder}: another live process is searching there")
         storage = f"sqlite:///{self.folder / 'study.db'}"
         before = 0
         if (self.folder / "study.db").is_file():
@@ -154,12 +148,10 @@ class Search:
         """(step, objective) of a run as far as it has come; None before there is one."""
         metric, window = self.objective["metric"], self.objective["window"]
         if metric.startswith("eval/"):
-            rows = [
-                r for r in read_lines(run.folder / "eval.jsonl") if metric in ("eval/mean", f"eval/{r['benchmark']}")
-            ]
+            rows = [r for r in read_evaluations(run.folder) if metric in ("eval/mean", f"eval/{r['benchmark']}")]
             last = [r for r in rows if r["step"] == rows[-1]["step"] > 0]
             return (last[0]["step"], mean_accuracy(last)) if last else None
-        rows = read_lines(run.folder / "metrics.jsonl")[-window:]
+        rows = read_metrics(run.folder)[-window:]
         values = [r[metric] for r in rows if r.get(metric) is not None]
         return (rows[-1]["step"], float(np.mean(values))) if values else None
 
@@ -167,8 +159,8 @@ class Search:
         """Keep the value of a finished run; close its trial when it was the last."""
         trial, found = self._trial[id(run)], self._value(run)
         if found is None:
-            known = {"eval/mean", *(f"eval/{r['benchmark']}" for r in read_lines(run.folder / "eval.jsonl"))}
-            known |= {key for r in read_lines(run.folder / "metrics.jsonl") for key in r}
+            known = {"eval/mean", *(f"eval/{r['benchmark']}" for r in read_evaluations(run.folder))}
+            known |= {key for r in read_metrics(run.folder) for key in r}
             metric = self.objective["metric"]
             raise BadInput(f"{self._d.path}: objective.metric '{metric}' is not recorded{nearest(metric, known)}")
         values = self._values.setdefault(trial.number, {})
@@ -185,7 +177,7 @@ class Search:
             {"trial": t.number, "state": t.state.name.lower(), "value": t.value, "params": t.params}
             for t in self.study.get_trials(deepcopy=False)
         ]
-        write_whole(self.folder / "trials.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(self.folder / "trials.jsonl", as_lines(rows))
 
 
 def plan(d: Description) -> str:
