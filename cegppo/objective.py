@@ -84,7 +84,10 @@ class Objective:
 
     @property
     def clip(self) -> ClipRange:
-        """The bounds for clip facts: the loss's own; 0.2 on both sides for a loss that has none."""
+        """The bounds for clip facts: the loss's own; 0.2 on both sides for a loss that bounds no
+        token's ratio."""
+        if not getattr(self.loss, "TOKEN_CLIP", True):
+            return ClipRange(0.2, 0.2)
         return ClipRange(getattr(self.params, "eps_low", 0.2), getattr(self.params, "eps_high", 0.2))
 
     def scales(self, mini: TokenBatch) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from cegppo import config, losses
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
-types losses.* instrument.entropy
-ranks instrument.tally problems.grader problems.reward config.layers config objective
+types losses.* instrument.entropy knobs
+ranks instrument.tally problems.grader problems.reward config.schema config.checks config.layers config objective
 record.files record.provenance record.mirror
 problems.counts problems.completions problems.data problems.testbed
 record.run instrument.tokens advantage

@@ -1,10 +1,11 @@
 """One file, one token loss. The file's name is the registry.
 
-A module defines `Params`, a frozen dataclass of its knobs, and `token_loss(x: TokenBatch, p:
-Params)`, which returns the loss to MINIMISE per token ([B, T]) and a dict of per-token facts ([B,
-T]) that only this loss knows. It never reduces, logs, draws random numbers from a global generator,
-or mutates. A module that sets `WHOLE_BATCH = True` is given the whole mini-batch at once, however
-it is split into micro-batches.
+A module defines `Params`, a frozen dataclass of its knobs with their limits (`types.knob`), and
+`token_loss(x: TokenBatch, p: Params)`, which returns the loss to MINIMISE per token ([B, T]) and a
+dict of per-token facts ([B, T]) that only this loss knows. It never reduces, logs, draws random
+numbers from a global generator, or mutates. A module that sets `WHOLE_BATCH = True` is given the
+whole mini-batch at once, however it is split into micro-batches. One that sets `TOKEN_CLIP = False`
+has an eps_low and an eps_high that do not bound a token's ratio.
 """
 
 import importlib
