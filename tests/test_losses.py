@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cegppo import losses
+from cegppo.config import of_overrides
+from cegppo.objective import Objective
 from cegppo.types import TokenBatch
 
 EPS = 0.25  # 1 ± 0.25 and their ratios are exact in binary
@@ -144,6 +146,15 @@ def test_gspo_has_the_gradient_of_its_sequence_objective():
     written = -torch.minimum(s * a, s.clamp(1 - p.eps_low, 1 + p.eps_high) * a).mean()
     (theirs,) = torch.autograd.grad(written, x.logprob_BT)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_bounds_of_a_response_are_not_read_as_bounds_of_a_token():
+    bounds = {}
+    for name in ("gspo", "ppo_clip"):
+        made = of_overrides([f"loss.name={name}", "loss.eps_low=0.1", "loss.eps_high=0.3"])
+        clip = Objective.at(made, 0).clip
+        bounds[name] = (clip.eps_low, clip.eps_high)
+    assert bounds == {"gspo": (0.2, 0.2), "ppo_clip": (0.1, 0.3)}
 
 
 def test_gspo_of_one_token_is_ppo_clip():

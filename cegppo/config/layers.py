@@ -168,7 +168,8 @@ def as_override(key: str, value: Any) -> str:
         except (OmegaConfBaseException, yaml.YAMLError):
             pass
     text = yaml.dump(value, Dumper=_Quoting, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return f"{key}={text.removesuffix('...' + chr(10)).strip()}"
+    text = text.removesuffix("...\n").strip()  # the end that YAML gives to a document of one plain value
+    return f"{key}={text}"
 
 
 class _Quoting(yaml.SafeDumper):
@@ -229,7 +230,7 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     origin: dict[str, str] = {}
     merged = OmegaConf.structured(Config)
     loss: dict[str, Any] = dict(merged.loss)
-    for where, tree in layers:
+    for where, tree in [layer for layer in layers if layer[1]]:  # an empty one would cost a merge
         tree = _with_named_benchmarks(tree, where)
         check_keys(tree, Config, where)
         said = tree.get("eval", {})
@@ -244,7 +245,7 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
             origin |= {f"loss.{k}": where for k in _renamed(loss["name"], tree["loss"] or {})}
             tree = {k: v for k, v in tree.items() if k != "loss"}
         try:
-            merged = OmegaConf.merge(merged, tree)
+            merged = OmegaConf.unsafe_merge(merged, tree)  # `merged` is nobody else's: half the time
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "?"
             raise BadInput(f"{where}: {key}: {str(error).splitlines()[0]}") from None

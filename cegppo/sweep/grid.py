@@ -16,6 +16,9 @@ A sweep file:
       grpo: {method: grpo}
       cegppo: {method: cegppo, loss.beta1: 0.5}
 
+Values are taken as they stand there: " Box it." keeps its space, and "1e3" stays a text. An arm
+stands above `common`, the command line above both.
+
 `include: other.yaml` starts from another sweep file; this one's keys replace its keys, and `common`
 adds to its `common`.
 """
