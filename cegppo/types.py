@@ -8,9 +8,10 @@ classes. A small letter (`logits_nv`) is a part of it.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:  # grading saved texts and saying --help need no torch, whose import takes seconds
     from torch import Tensor
@@ -21,12 +22,31 @@ MAX_LOG_RATIO = 20.0
 
 Origin = Literal["policy", "replay", "teacher"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
+Value = TypeVar("Value")
 
 
 class BadInput(Exception):
     """What the user gave cannot be used. Printed as one line; exit code 2."""
 
     shared = False  # whether every rank has it (ranks.together)
+
+
+def knob(
+    default: Value,
+    doc: str = "",
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Value:
+    """A dataclass field with its meaning and its limits beside it: `least` and `most` may be
+    reached, `above` and `below` may not. A list or a mapping is copied for each instance."""
+    limits = {"least": least, "above": above, "most": most, "below": below}
+    metadata = {"doc": doc} | {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class Verdict(StrEnum):

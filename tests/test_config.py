@@ -1,5 +1,7 @@
 """Layers, origins, and one clear line for whatever cannot be used."""
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cegppo import config
+import run as front_door
+from cegppo import config, losses
+from cegppo.config.checks import check_loss, check_values
+from cegppo.trainer import knobs_of
 from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +60,7 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
             ["method=cegppo", "loss.beta=1"],
             "command line: loss 'cegppo' has no knob 'loss.beta'; did you mean 'loss.beta2'?",
         ),
-        (["method=grop"], "unknown method 'grop'; did you mean 'grpo'?"),
+        (["method=grop"], "command line: unknown method 'grop'; did you mean 'grpo'?"),
         (["loss.name=ppo_clp"], "command line: unknown loss 'ppo_clp'; did you mean 'ppo_clip'?"),
         (["loss.eps_low=1.0"], "command line: loss.eps_low must be above 0 and below 1, not 1.0"),
         (["loss.eps_high=0"], "command line: loss.eps_high must be above 0, not 0"),
@@ -73,6 +78,14 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         ),
         (["update.aggregate=tokens"], "command line: update.aggregate: unknown value 'tokens'; did you mean 'token'?"),
         (["rollout.top_p=0"], "command line: rollout.top_p must be in (0, 1], not 0.0"),
+        (["eval.top_p=1.5"], "command line: eval.top_p must be in (0, 1], not 1.5"),
+        (["update.beta1=1"], "command line: update.beta1 must be in [0, 1), not 1.0"),
+        (["update.warmup_steps=-1"], "command line: update.warmup_steps must be at least 0, not -1"),
+        (["rollout.vllm.memory_share=1"], "rollout.vllm.memory_share must be above 0 and below 1, not 1.0"),
+        (["grader.memory_mb=1"], "command line: grader.memory_mb must be at least 256, not 1"),
+        (["reward=null"], "command line: reward: unknown value 'None'"),
+        (["wandb.mode=offlin"], "command line: wandb.mode: unknown value 'offlin'; did you mean 'offline'?"),
+        (["rollout.stop=[a]"], "command line: rollout.stop needs rollout.engine=vllm, not ['a']"),
         (["rollout.temperature=0"], "command line: rollout.temperature must be above 0, not 0.0"),
         (["update.dual_clip=0.5"], "command line: update.dual_clip must be 0 (off) or above 1, not 0.5"),
         (["steps"], "command line: 'steps' is not key=value"),
@@ -125,7 +138,7 @@ def test_bad_files(tmp_path, tiny):
 def test_a_schedule_by_shares_is_one_by_steps(tiny):
     """[58%, v] of 50 steps begins at 29; only the steps count for what run it is."""
     shares, _ = config.load(tiny, ["method=cegppo", "steps=50", "loss.beta1=[[0, 0], [58%, 0.5]]"])
-    assert [shares.loss_knobs(step)["beta1"] for step in (0, 28, 29, 49)] == [0.0, 0.0, 0.5, 0.5]
+    assert [knobs_of(shares).at(step)["beta1"] for step in (0, 28, 29, 49)] == [0.0, 0.0, 0.5, 0.5]
     steps, _ = config.load(tiny, ["method=cegppo", "steps=50", "loss.beta1=[[0, 0.0], [29, 0.5]]"])
     longer, _ = config.load(tiny, ["method=cegppo", "steps=100", "loss.beta1=[[0, 0], [58%, 0.5]]"])
     assert shares.identity() == steps.identity() != longer.identity()
@@ -191,6 +204,95 @@ def test_long_values_do_not_make_long_folder_names(tiny):
     assert len(loaded.arm) < 60 and loaded.arm.startswith("grpo,data.train=")
 
 
+# --------------------------------------------------------------------- limits beside the fields
+
+
+def meanings(section, prefix=""):
+    """{key: field} of every key below dataclass `section`."""
+    found = {}
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(field.default_factory):
+            found |= meanings(field.default_factory, f"{prefix}{field.name}.")
+        else:
+            found[f"{prefix}{field.name}"] = field
+    return found
+
+
+def test_every_key_and_knob_says_what_it_means():
+    fields = meanings(config.Config) | meanings(config.Source, "source.")
+    for name in losses.names():
+        fields |= meanings(losses.load(name).Params, f"{name}.")
+    assert len(fields) > 100 and "loss" in fields and "cegppo.beta1" in fields and "grader.timeout" in fields
+    assert [key for key, field in fields.items() if not field.metadata.get("doc")] == []
+
+
+def test_a_loss_file_brings_its_knobs_limits_along(tiny, tmp_path, monkeypatch):
+    """A new loss may have a knob below 0, and nothing of the configuration knows its name."""
+    (tmp_path / "tilted.py").write_text(
+        "from dataclasses import dataclass\n\nfrom ..types import knob\n\n\n@dataclass(frozen=True)\nclass Params:\n"
+        '    tilt: float = knob(-0.5, "", least=-1, most=0)\n'
+    )
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    tilted = lambda value: config.load(tiny, ["loss.name=tilted", f"loss.tilt={value}"])[0].loss["tilt"]
+    assert tilted(-1) == -1.0 and tilted(0) == 0.0 and config.load(tiny, ["loss.name=tilted"])[0].loss["tilt"] == -0.5
+    for value in (-1.5, 0.5):
+        with pytest.raises(BadInput, match=rf"command line: loss.tilt must be in \[-1, 0\], not {value}"):
+            tilted(value)
+
+
+def test_checks_change_nothing(tiny):
+    loaded, origin = config.load(tiny, ["method=cegppo"])
+    loaded.data.train[0].name, loaded.loss["beta1"] = "", 1  # what is left out is not filled in, 1 stays a whole number
+    before = copy.deepcopy(loaded)
+    check_loss(loaded.loss, loaded.steps, origin)
+    check_values(loaded, origin)
+    assert loaded == before and type(loaded.loss["beta1"]) is int
+
+
+# -------------------------------------------------------------------------- what was recorded once
+
+
+def test_every_committed_configuration_is_still_read():
+    paths = sorted((ROOT / "results").rglob("config.yaml"))
+    but_for_the_seed = {path.read_text().replace(f"\nseed: {path.parent.name[4:]}\n", "\n"): path for path in paths}
+    assert len(but_for_the_seed) > 30
+    for path in but_for_the_seed.values():
+        loaded = config.resolved(path)
+        assert loaded.to_dict()["loss"].keys() >= {"name"} and loaded.arm and loaded.steps
+
+
+def test_an_old_name_of_a_knob_is_understood(tiny):
+    for path in sorted((ROOT / "results" / "algorithms" / "gspo").glob("seed*/config.yaml")):
+        assert config.resolved(path).loss == {"name": "gspo", "eps_low": 3e-4, "eps_high": 4e-4}
+    loaded, origin = config.load(tiny, ["method=gspo", "loss.seq_eps_low=1e-3"])
+    assert loaded.loss["eps_low"] == 1e-3 and origin["loss.eps_low"] == "command line"
+    with pytest.raises(BadInput, match="loss 'ppo_clip' has no knob 'loss.seq_eps_low'"):
+        config.load(tiny, ["loss.seq_eps_low=1e-3"])
+
+
+TEXTS = [" Box it.", "1e3", "null", "true", "a: b", "[x]", "", "~", "no", "3", "1:30", "0x10", "# a", "a #b", "- a",
+         "'", '"', "\\", "a\nb", "\u2028\x7f\x85", "😀", "{a: 1}", "!!int 3", "&a", "%", "2020-01-01"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stays_text(tiny, tmp_path, text):
+    """On a command line, in a list and a mapping on it, and in a recorded configuration."""
+    for value in (text, [text, 1e-5, None], {"a": [text], "b": 3}):
+        assert config.parse_overrides([config.as_override("key", value)]) == {"key": value}
+    loaded, _ = config.load(tiny, [config.as_override("data.suffix", text), "arm=it"])
+    (tmp_path / "config.yaml").write_text(config.as_yaml(loaded))
+    assert loaded.data.suffix == config.resolved(tmp_path / "config.yaml").data.suffix == text
+
+
+def test_plain_text_has_no_quotes():
+    assert config.as_override("method", "grpo") == "method=grpo"
+    assert config.as_override("results", "/a b/c.d") == "results=/a b/c.d"
+    assert config.as_override("loss.beta1", [[0, 0.0], ["58%", 0.5]]) == 'loss.beta1=[[0, 0.0], ["58%", 0.5]]'
+
+
+# --------------------------------------------------------------------------------- the front door
+
+
 def run(*arguments, **options):
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *map(str, arguments)], capture_output=True, text=True, **options
@@ -211,14 +313,18 @@ def run(*arguments, **options):
         (["eval", "results/nowhere"], "no such folder"),
     ],
 )
-def test_the_front_door_says_one_line_and_exits_2(tiny, tmp_path, arguments, part):
-    done = run(
-        *[a.format(tiny=tiny) for a in arguments],
-        *([f"run_dir={tmp_path / 'run'}"] if arguments[0] == "train" else []),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2, done.stderr
-    assert part in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_the_front_door_says_one_line_and_exits_2(tiny, tmp_path, monkeypatch, capsys, arguments, part):
+    monkeypatch.chdir(tmp_path)
+    arguments = [a.format(tiny=tiny) for a in arguments]
+    code = front_door.main([*arguments, *(["run_dir=run"] if arguments[0] == "train" else [])])
+    said = capsys.readouterr().err
+    assert code == 2 and part in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_a_process_says_one_line_and_exits_2(tiny):
+    done = run("train", tiny, "updat.lr=1")
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: unknown key 'updat'; did you mean 'update'?\n"
 
 
 def test_help_and_print(tiny):

@@ -321,7 +321,7 @@ def test_later_wins_also_over_what_a_benchmark_says_of_itself(tiny, tmp_path):
         ("data.train=[{hub: a/b, columns: {problem: q}}]", "data.train: columns names both 'problem' and 'answer'"),
         (
             "data.train=[{hub: a/b, answer_form: box}]",
-            "data.train: answer_form: unknown value 'box'; did you mean 'boxed'?",
+            "data.train.answer_form: unknown value 'box'; did you mean 'boxed'?",
         ),
     ],
 )

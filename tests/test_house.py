@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from cegppo import config, losses
+from cegppo.trainer import knobs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types knobs losses.* objective
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-ranks problems.grader problems.reward config.layers config
+ranks problems.grader problems.reward config.schema config.checks config.layers config
 record.files record.pack record.read record.keep record.provenance record.mirror record.run
 problems.counts problems.completions problems.data problems.testbed advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
@@ -87,7 +88,7 @@ def test_every_experiment_loads(path):
 def test_every_method_loads_on_the_testbed(name):
     loaded, _ = config.load(ROOT / "experiments" / "testbed.yaml", [f"method={name}"])
     assert loaded.method == name and loaded.arm == name
-    assert loaded.loss_knobs(0) == {k: v for k, v in loaded.loss.items() if k != "name"}
+    assert knobs_of(loaded).at(0) == {k: v for k, v in loaded.loss.items() if k != "name"}
 
 
 def test_every_loss_has_a_method():

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cegppo import losses
+from cegppo.config import of_overrides
+from cegppo.objective import Objective
 from cegppo.types import TokenBatch
 
 EPS = 0.25  # 1 ± 0.25 and their ratios are exact in binary
@@ -124,7 +126,7 @@ def test_gspo_by_hand():
     above, below, inside = [2.0, 2.0, 9.0], [0.5, 0.5, 9.0], [2.0, 0.5, 9.0]
     x = rows([1.5, -0.5, 1.5, -0.5, 1.5, -0.5], [above, above, below, below, inside, inside], [[1.0, 1.0, 0.0]] * 6)
     module = losses.load("gspo")
-    loss, facts = module.token_loss(x, module.Params(seq_eps_low=0.25, seq_eps_high=0.25))
+    loss, facts = module.token_loss(x, module.Params(eps_low=0.25, eps_high=0.25))
     (slope,) = torch.autograd.grad((loss * x.mask_BT).sum(), x.logprob_BT)
     wanted = torch.tensor([0.0, -0.5 * 2, 1.5 * 0.5, 0.0, 1.5, -0.5], dtype=torch.float64)  # s·A, 0 where clipped
     torch.testing.assert_close(-slope[:, :2], wanted[:, None].expand(-1, 2), rtol=1e-12, atol=1e-12)
@@ -138,20 +140,29 @@ def test_gspo_has_the_gradient_of_its_sequence_objective():
     in the paper."""
     torch.manual_seed(0)
     x = rows(torch.randn(64).tolist(), (0.6 + torch.rand(64, 7)).tolist())
-    module, p = losses.load("gspo"), losses.load("gspo").Params(seq_eps_low=0.05, seq_eps_high=0.08)
+    module, p = losses.load("gspo"), losses.load("gspo").Params(eps_low=0.05, eps_high=0.08)
     (ours,) = torch.autograd.grad((module.token_loss(x, p)[0] / (7 * 64)).sum(), x.logprob_BT)
     s, a = x.log_ratio_BT.mean(-1).exp(), x.advantage_BT[:, 0]
-    written = -torch.minimum(s * a, s.clamp(1 - p.seq_eps_low, 1 + p.seq_eps_high) * a).mean()
+    written = -torch.minimum(s * a, s.clamp(1 - p.eps_low, 1 + p.eps_high) * a).mean()
     (theirs,) = torch.autograd.grad(written, x.logprob_BT)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_bounds_of_a_response_are_not_read_as_bounds_of_a_token():
+    bounds = {}
+    for name in ("gspo", "ppo_clip"):
+        made = of_overrides([f"loss.name={name}", "loss.eps_low=0.1", "loss.eps_high=0.3"])
+        clip = Objective.at(made, 0).clip
+        bounds[name] = (clip.eps_low, clip.eps_high)
+    assert bounds == {"gspo": (0.2, 0.2), "ppo_clip": (0.1, 0.3)}
 
 
 def test_gspo_of_one_token_is_ppo_clip():
     x = rows([a for a, _ in CELLS], [[r] for _, r in CELLS])
     slopes = []
-    for name, prefix in (("gspo", "seq_eps"), ("ppo_clip", "eps")):
+    for name in ("gspo", "ppo_clip"):
         module = losses.load(name)
-        p = module.Params(**{f"{prefix}_low": 0.25 - 1e-9, f"{prefix}_high": 0.25 + 1e-9})
+        p = module.Params(eps_low=0.25 - 1e-9, eps_high=0.25 + 1e-9)
         slopes += torch.autograd.grad(module.token_loss(x, p)[0].sum(), x.logprob_BT)
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
 

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import run as front_door
 from analysis import ledger, load, stats
+from cegppo import config
 from cegppo.record.files import read_lines
 from cegppo.sweep import grid, search
 from cegppo.types import BadInput
@@ -70,7 +72,10 @@ def test_expansion(demo):
         (("workers: 2", "worker: 2"), "unknown key 'worker'; did you mean 'workers'?"),
         (("workers: 2", "workers: two"), "'workers' takes a int"),
         (("seeds: [0, 1]", "seeds: []"), "'seeds' is missing or empty"),
-        (("method: grpo", "method: gropo"), "unknown method 'gropo'"),
+        (("common: {steps: 3,", "common: {steps: 0,"), "demo.yaml: common: steps must be at least 1, not 0"),
+        (("common: {", "common: {updat: 1, "), "demo.yaml: common: unknown key 'updat'; did you mean 'update'?"),
+        (("loss.beta1: 0.25", "loss.beta1: -1"), "demo.yaml: arm 'cegppo': loss.beta1 must be at least 0, not -1"),
+        (("method: grpo", "method: gropo"), "demo.yaml: arm 'grpo': unknown method 'gropo'"),
         (("experiment: tiny.yaml", "experiment: tinny.yaml"), "tinny.yaml: no such file"),
         (("grpo: {method: grpo}", "grpo: grpo"), "arm 'grpo' takes keys like {method: grpo}, not 'grpo'"),
         (("seeds: [0, 1]", "seeds: [0, 0]"), "two runs would write to results/demo/grpo/seed0"),
@@ -82,6 +87,49 @@ def test_bad_sweeps(demo, change, part):
     with pytest.raises(BadInput) as error:
         expand(demo)
     assert part in str(error.value)
+
+
+def test_values_of_a_sweep_reach_its_processes_as_they_are(demo):
+    """Texts that YAML would read as something else, through the real command line."""
+    texts = [" Box it.", "1e3", "null", "true", "a: b", "[x]"]
+    problems = [{"task": "gcd", "params": {text: text for text in texts} | {"number": 1000.0}}]
+    common = {"data.suffix": texts[0], "rollout": {"engine": "vllm", "stop": texts}, "data.train": problems}
+    demo.write_text(f"""
+experiment: tiny.yaml
+varies: [method, loss, wandb, data]
+seeds: [0]
+common: {json.dumps(common)}
+arms: {json.dumps({f"of {text}": {"wandb.project": text} for text in texts})}
+""")
+    runs = expand(demo).runs
+    for run_, text in zip(runs, texts):
+        assert run_.config.wandb.project == text and run_.config.rollout.stop == texts
+        assert run_.config.data.suffix == " Box it." and run_.config.data.train[0].params == problems[0]["params"]
+        assert config.load(run_.experiment, run_.overrides)[0] == run_.config
+    done = subprocess.run([*runs[1].command(None), "--print"], capture_output=True, text=True)
+    said = dict(line.split("   #")[0].split(": ", 1) for line in done.stdout.splitlines())
+    said = {key: json.loads(value) for key, value in said.items()}
+    assert (said["wandb.project"], said["data.suffix"], said["rollout.stop"]) == ("1e3", " Box it.", texts)
+    assert said["data.train"][0]["params"] == problems[0]["params"] and said["arm"] == "of 1e3"
+
+
+def test_an_arm_stands_above_common_and_below_the_command_line(demo):
+    """Also where one layer drops what another said: the process that runs it gets what came out."""
+    demo.write_text(
+        ARMS.replace("common: {", "common: {loss: {name: cegppo, beta1: 0.1}, eval.k: 3, model: testbed, ").replace(
+            "grpo: {method: grpo}", "grpo: {loss.name: ppo_clip, eval.benchmarks: [{task: gcd, k: 5}]}"
+        )
+    )
+    for overrides in ([], ["eval.k=4", "model.head_chunk=9"], ["loss.name=reinforce"]):
+        described = grid.describe(demo, [*overrides, "sweep.seeds=[0]"])
+        made = {arm: described.run(arm, 0, changes) for arm, changes in described.tree["arms"].items() if arm == "grpo"}
+        made["beta"] = described.run("beta", 0, {"loss": {"beta2": 0.7}})
+        assert all(config.load(r.experiment, r.overrides)[0] == r.config for r in made.values())
+        one = made["grpo"].config
+        assert one.model.path == "testbed" and one.eval.benchmarks[0].k == (None if "eval.k=4" in overrides else 5)
+        assert one.loss["name"] == ("reinforce" if "loss.name=reinforce" in overrides else "ppo_clip")
+        if "loss.name=reinforce" not in overrides:
+            assert (made["beta"].config.loss["beta1"], made["beta"].config.loss["beta2"]) == (0.1, 0.7)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +146,12 @@ def test_every_shipped_sweep_differs_only_in_what_it_names(path):
     if "space" in described.tree:
         assert "trials" in search.plan(described)
     else:
-        assert len(grid.expand(described).runs) >= 2 and grid.describe(path).tree["seeds"]
+        runs = grid.expand(described).runs
+        assert len(runs) >= 2 and grid.describe(path).tree["seeds"]
+        assert config.load(runs[-1].experiment, runs[-1].overrides)[0] == runs[-1].config
 
 
-def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_path):
+def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_path, capsys):
     results = tmp_path / "results"
     command = ["sweep", demo, f"results={results}"]
     assert run(*command, "--dry-run").stdout.count("to run") == 6 and not results.exists()
@@ -143,11 +193,13 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     assert page.returncode == 0, page.stderr
     text = Path(page.stdout.strip()).read_text()
     assert "data:image/png;base64," in text and "sums" in text and "loss" in text and "http" not in text
-    assert run("report", tmp_path).returncode == 2
 
-    missing = run("figures", "--results", results, "--only", "ledger")
-    assert missing.returncode == 2 and "no run of grpo, cegppo" in missing.stderr
-    assert "did you mean 'ledger'?" in run("figures", "--only", "leger").stderr
+    for arguments, part in [
+        (["report", tmp_path], "error: "),
+        (["figures", "--results", results, "--only", "ledger"], "no run of grpo, cegppo"),
+        (["figures", "--only", "leger"], "did you mean 'ledger'?"),
+    ]:
+        assert front_door.main([str(a) for a in arguments]) == 2 and part in capsys.readouterr().err
 
 
 def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):

@@ -1,9 +1,9 @@
 """One file, one token loss. The file's name is the registry.
 
-A module defines `Params`, a frozen dataclass of its knobs, and `token_loss(x: TokenBatch, p:
-Params)`, which returns the loss to MINIMISE per token ([B, T]) and a dict of per-token facts ([B,
-T]) that only this loss knows. It never reduces, logs, draws random numbers from a global generator,
-or mutates.
+A module defines `Params`, a frozen dataclass of its knobs with their limits (`types.knob`), and
+`token_loss(x: TokenBatch, p: Params)`, which returns the loss to MINIMISE per token ([B, T]) and a
+dict of per-token facts ([B, T]) that only this loss knows. It never reduces, logs, draws random
+numbers from a global generator, or mutates.
 
 Two facts have a meaning of their own: `clip_low` and `clip_high`, the bounds on the token's ratio
 outside which this loss changes its rule (A < 0 below the one, A > 0 above the other). The

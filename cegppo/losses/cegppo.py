@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch
+from ..types import TokenBatch, knob
 
 
 @dataclass(frozen=True)
 class Params:
-    beta1: float = 0.5  # share of the low side (A < 0) given back, at least 0
-    beta2: float = 1.0  # share of the high side (A > 0) given back, at least 0
-    eps_low: float = 0.2  # in (0, 1)
-    eps_high: float = 0.2  # above 0
+    beta1: float = knob(0.5, "β₁: share of the low side (A < 0) given back", least=0)
+    beta2: float = knob(1.0, "β₂: share of the high side (A > 0) given back", least=0)
+    eps_low: float = knob(0.2, "ε_low: how far below 1 the ratio may go", above=0, below=1)
+    eps_high: float = knob(0.2, "ε_high: how far above 1 the ratio may go", above=0)
 
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:

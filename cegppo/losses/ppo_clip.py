@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch
+from ..types import TokenBatch, knob
 
 
 @dataclass(frozen=True)
 class Params:
-    eps_low: float = 0.2  # in (0, 1)
-    eps_high: float = 0.2  # above 0
+    eps_low: float = knob(0.2, "ε_low: how far below 1 the ratio may go", above=0, below=1)
+    eps_high: float = knob(0.2, "ε_high: how far above 1 the ratio may go", above=0)
 
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:

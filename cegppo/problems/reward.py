@@ -16,7 +16,6 @@ import numpy as np
 from ..types import Rollout, Score, Verdict
 from . import grader
 
-SOURCES = ("task", "random")
 _BOX = "\\boxed{"
 _MARKS = re.compile(r"\\boxed\{|[{}]")
 

@@ -6,9 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import nearest, read_yaml
+from ..config import dump, nearest, read_yaml
 from ..types import BadInput
 from . import pack
 from .files import as_lines, as_page, lock, read_lines, replacing, write_whole
@@ -76,16 +74,12 @@ def unpack(folder: Path) -> None:
     if line is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", _as_yaml(line["config"]))
+    write_whole(folder / "config.yaml", dump(line["config"]))
     for live, kept in PARTS.items():
         rows = pack.lines(folder.parent.parent / kept).get(pack.name_of(folder))
         if rows or (live == "metrics.jsonl" and "taken_from" not in line["meta"]):
             write_whole(folder / live, as_lines(rows or []))
     write_whole(folder / "meta.json", as_page(line["meta"]))
-
-
-def _as_yaml(tree: dict[str, Any]) -> str:
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -96,7 +90,7 @@ def _record(folder: Path) -> dict[str, Any]:
         raise NotKept(f"{folder}: not finished ({meta.get('status', 'no readable meta.json')})")
     config = read_yaml(folder / "config.yaml")
     lines = {} if _refers(folder, meta) else {name: read_lines(folder / name) for name in PARTS}
-    made = {"config.yaml": _as_yaml(config), "meta.json": as_page(meta)}
+    made = {"config.yaml": dump(config), "meta.json": as_page(meta)}
     for name, text in (made | {name: as_lines(rows) for name, rows in lines.items()}).items():
         if _text(folder / name) != text:
             raise NotKept(f"{folder / name}: not as a run writes it, so it could not come back byte for byte")

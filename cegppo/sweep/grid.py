@@ -16,20 +16,34 @@ A sweep file:
       grpo: {method: grpo}
       cegppo: {method: cegppo, loss.beta1: 0.5}
 
+Values are taken as they stand there: " Box it." keeps its space, and "1e3" stays a text. An arm
+stands above `common`, the command line above both.
+
 `include: other.yaml` starts from another sweep file; this one's keys replace its keys, and `common`
 adds to its `common`.
 """
 
-import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, as_yaml, nearest, parse_overrides, read_yaml, under
+from ..config import (
+    Config,
+    Layer,
+    as_override,
+    as_yaml,
+    flatten,
+    nearest,
+    nested,
+    parse_overrides,
+    read_yaml,
+    under,
+)
 from ..config import load as load_config
 from ..problems import testbed
 from ..record.files import as_page, write_whole
@@ -54,7 +68,7 @@ class Run:
     arm: str
     seed: int
     experiment: Path
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # what the sweep and the command line decided, for the process that runs it
     config: Config
 
     @property
@@ -113,9 +127,13 @@ class Description:
         """The run of `arm` with `seed`: the experiment, `common`, the arm's own changes, the
         command line. Raises BadInput."""
         experiment = Path(os.path.normpath(self.path.parent / self.tree["experiment"]))
-        given = [f"{k}={_as_text(v)}" for k, v in {**self.tree.get("common", {}), **changes}.items()]
-        every = (*given, f"experiment={self.name}", f"arm={arm}", f"seed={seed}", *self.overrides)
-        return Run(str(arm), seed, experiment, every, load_config(experiment, list(every))[0])
+        layers = (
+            nested(self.tree.get("common", {}), f"{self.path}: common"),
+            nested(changes, f"{self.path}: arm '{arm}'"),
+            (str(self.path), {"experiment": self.name, "arm": str(arm), "seed": seed}),
+        )
+        config, origin = load_config(experiment, self.overrides, layers)
+        return Run(str(arm), seed, experiment, _decided(config, origin, layers), config)
 
     def sweep(self, runs: list[Run]) -> Sweep:
         tree = self.tree
@@ -207,8 +225,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return included | tree | {"common": {**included.get("common", {}), **tree.get("common", {})}}
 
 
-def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (list, dict)) else "null" if value is None else str(value)
+def _decided(config: Config, origin: dict[str, str], layers: Sequence[Layer]) -> tuple[str, ...]:
+    """The `key=value` items that make `config` of its experiment: whatever a layer of the sweep or
+    the command line decided, as it came out."""
+    models = [as_override("model", tree["model"]) for _, tree in layers if isinstance(tree.get("model"), str)]
+    here = {"command line", *(where for where, _ in layers)}
+    values = flatten(config.to_dict())
+    return (*models, *(as_override(k, values[k]) for k, where in origin.items() if where in here and k in values))
 
 
 def _refuse_other_differences(path: Path, runs: list[Run], varies: list[str]) -> None:

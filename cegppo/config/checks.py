@@ -1,0 +1,199 @@
+"""What a configuration may be: known keys, values within their limits, and what goes together.
+
+Nothing here changes what it looks at. Whatever cannot be used is a BadInput of one line that says
+where it was given (`where`, or the key's `origin`), the key, what is wrong, and the nearest valid
+name.
+"""
+
+import dataclasses
+import difflib
+import math
+import types as pytypes
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from .. import losses
+from ..knobs import schedule_problem
+from ..types import BadInput
+from .schema import SAMPLING, Config, Source
+
+Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
+
+
+def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """'; did you mean …?' for an unknown name; `prefix` is said before each valid one."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; there are: {', '.join(prefix + v for v in valid)}"
+
+
+# ------------------------------------------------------------------ a layer, before it is merged
+
+
+def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
+    """The keys of a layer are those of dataclass `schema`, and what has named values has one of
+    them."""
+    known = typing.get_type_hints(schema)
+    for key, value in tree.items():
+        if key not in known:
+            raise BadInput(f"{where}: unknown key '{prefix}{key}'{nearest(str(key), known, prefix)}")
+        if value == "???":  # OmegaConf's word for "still to be given"; it would silently mean the default
+            raise BadInput(f"{where}: '{prefix}{key}' has no value")
+        kinds = _kinds(known[key])
+        choices = [choice for kind in kinds if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
+        if choices and value not in choices and not (value is None and type(None) in kinds):
+            raise BadInput(f"{where}: {prefix}{key}: unknown value '{value}'{nearest(str(value), choices)}")
+        if typing.get_origin(known[key]) is dict and key != "loss" and not isinstance(value, dict):
+            raise BadInput(f"{where}: '{prefix}{key}' takes keys, not {value!r}")
+        is_list = typing.get_origin(known[key]) is list
+        inner = typing.get_args(known[key])[0] if is_list else known[key]
+        if not dataclasses.is_dataclass(inner):
+            continue
+        if is_list != isinstance(value, list) or not isinstance(value, (dict, list)):
+            raise BadInput(f"{where}: '{prefix}{key}' takes {'a list' if is_list else 'keys'}, not {value!r}")
+        for item in value if is_list else [value]:
+            if not isinstance(item, dict):
+                raise BadInput(f"{where}: '{prefix}{key}' takes a list of keys, not {item!r}")
+            check_keys(item, inner, where, f"{prefix}{key}.")
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation by itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+# -------------------------------------------------------------------- the loss and what it takes
+
+
+def check_loss(loss: dict[str, Any], steps: int, origin: Origin) -> None:
+    """`loss` ({name: …, knob: value or schedule}) names a loss, and knobs of it within their
+    limits."""
+    name = loss.get("name")
+    if name not in losses.names():
+        where = origin.get("loss.name", "default")
+        raise BadInput(f"{where}: unknown loss '{name}'{nearest(str(name), losses.names())}")
+    knobs = {f.name: f for f in dataclasses.fields(losses.load(name).Params)}
+    for key, value in loss.items():
+        if key == "name":
+            continue
+        where = origin.get(f"loss.{key}", "default")
+        if key not in knobs:
+            hint = nearest(str(key), knobs, "loss.") if knobs else "; it has no knobs"
+            raise BadInput(f"{where}: loss '{name}' has no knob 'loss.{key}'{hint}")
+        if isinstance(value, list) and (problem := schedule_problem(value, steps)):
+            raise BadInput(f"{where}: loss.{key}: {problem}")
+        for number in [v for _, v in value] if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                kind = knobs[key].type
+                raise BadInput(f"{where}: loss.{key} takes a {getattr(kind, '__name__', kind)}, not {number!r}")
+            if problem := _beyond(number, knobs[key]):
+                raise BadInput(f"{where}: loss.{key} {problem}, not {number}")
+
+
+# ------------------------------------------------------------------------------- limits of values
+
+
+def _beyond(value: float, knob: dataclasses.Field) -> str | None:
+    """The limit of `knob` that `value` breaks, as "must be …"; None when it breaks none."""
+    if not math.isfinite(value):
+        return "must be finite"
+    least, above, most, below = (knob.metadata.get(name) for name in ("least", "above", "most", "below"))
+    high_enough = (least is None or value >= least) and (above is None or value > above)
+    low_enough = (most is None or value <= most) and (below is None or value < below)
+    if high_enough and low_enough:
+        return None
+    if (least is None) != (above is None) and (most is None) != (below is None) and (above is None or below is None):
+        low = f"({above:g}" if least is None else f"[{least:g}"
+        high = f"{below:g})" if most is None else f"{most:g}]"
+        return f"must be in {low}, {high}"
+    words = {"at least": least, "above": above, "at most": most, "below": below}
+    return f"must be {' and '.join(f'{word} {limit:g}' for word, limit in words.items() if limit is not None)}"
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
+    """(key, value, field) of everything that `section` and the sections in it hold."""
+    for knob in dataclasses.fields(section):
+        value = getattr(section, knob.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{knob.name}.")
+        else:
+            yield f"{prefix}{knob.name}", value, knob
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers in a value or in its list."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+
+
+# --------------------------------------------------------------------- a whole configuration
+
+
+def check_values(config: Config, origin: Origin) -> None:
+    """Every value is within its limits, and those that depend on each other go together."""
+    flat = {}
+    for key, value, knob in _leaves(config):
+        flat[key] = value
+        for number in _numbers(value):
+            if problem := _beyond(number, knob):
+                leave = " (leave it out for the default)" if knob.default is None else ""
+                raise BadInput(f"{origin.get(key, 'default')}: {key} {problem}{leave}, not {value!r}")
+    for key, rule in _clashes(config):
+        raise BadInput(f"{origin.get(key, 'default')}: {key} {rule}, not {flat[key]!r}")
+    for key, sources in (("data.train", config.data.train), ("eval.benchmarks", config.eval.benchmarks)):
+        where = f"{origin.get(key, 'default')}: {key}: "
+        for source in sources:
+            _check_source(source, where, key == "eval.benchmarks")
+        names = [source.name for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BadInput(f"{where}two sources are named '{twice[0]}'")
+
+
+def _clashes(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, what it must be) for every value that does not go with the others."""
+    rollout, update, gae = config.rollout, config.update, config.advantage.kind == "gae"
+    if rollout.stop and rollout.engine != "vllm":
+        yield "rollout.stop", "needs rollout.engine=vllm"
+    if not all(rollout.stop):
+        yield "rollout.stop", "must not hold an empty string"
+    if rollout.engine == "vllm" and rollout.temperature != 1 and (rollout.top_p < 1 or rollout.top_k):
+        why = "vllm reports no log-probabilities after the one, before the other"  # it has two ways, and neither fits
+        yield "rollout.temperature", f"must be 1 with top_p or top_k: {why}"
+    if update.correction_high <= update.correction_low:
+        yield "update.correction_high", f"must be above update.correction_low={update.correction_low}"
+    if 0 < update.dual_clip <= 1:
+        yield "update.dual_clip", "must be 0 (off) or above 1"
+    if len(config.reward_values) != 2 or config.reward_values[0] >= config.reward_values[1]:
+        yield "reward_values", "must be [failed, correct] with failed < correct"
+    drops, a_round = rollout.drop_constant_groups != "no", rollout.prompts_per_round
+    if a_round is not None and (not drops or a_round < config.prompts_per_step):
+        needs = "needs rollout.drop_constant_groups, and at least prompts_per_step prompts"
+        yield "rollout.prompts_per_round", needs
+    if config.group_size == 1 and not gae:
+        yield "group_size", f"must be at least 2 with advantage.kind={config.advantage.kind}"
+    if config.group_size == 1 and gae and drops:
+        yield "group_size", "must be at least 2 to tell constant groups"
+    rows = config.prompts_per_step * config.group_size
+    if rows % config.updates_per_step:
+        yield "updates_per_step", f"must divide prompts_per_step × group_size = {rows}"
+
+
+def _check_source(source: Source, where: str, benchmark: bool) -> None:
+    given = [v for v in (source.task, source.file, source.hub) if v is not None]
+    if len(given) != 1:
+        raise BadInput(f"{where}each source names either a task or a file or a dataset of the hub")
+    strange = sorted(set(source.columns) - {"problem", "answer"})
+    if strange:
+        raise BadInput(f"{where}unknown column '{strange[0]}'{nearest(strange[0], ('problem', 'answer'))}")
+    if source.columns and len(source.columns) < 2:
+        raise BadInput(f"{where}columns names both 'problem' and 'answer'")
+    own = [key for key in SAMPLING if getattr(source, key) is not None]
+    if own and not benchmark:
+        raise BadInput(f"{where}'{own[0]}' is for benchmarks; training samples by rollout.* and group_size")
+    for key, value, knob in _leaves(source):
+        for number in _numbers(value):
+            if problem := _beyond(number, knob):
+                raise BadInput(f"{where}{key} of '{source.name}' {problem}, not {value}")

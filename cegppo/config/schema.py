@@ -1,0 +1,263 @@
+"""What a run can be told: every key with its type, default, meaning and limits."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..knobs import first_step
+from ..problems.grader import Limits
+from ..types import knob
+
+# Keys that say where and how long, not what: a folder may be resumed with other values of these.
+NOT_IDENTITY = (
+    "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",
+    "diagnostics.parts", "diagnostics.influence_tokens", "grader",
+    "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
+    "update.offload_optimizer",
+    "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
+    "rollout.vllm.max_mismatch",
+)  # fmt: skip
+SAMPLING = ("k", "temperature", "top_p", "max_tokens")  # keys of eval that a benchmark may have of its own
+# Knobs of a loss that had another name when runs were recorded: {loss: {old name: name}}.
+RENAMED_KNOBS = {"gspo": {"seq_eps_low": "eps_low", "seq_eps_high": "eps_high"}}
+
+
+@dataclass
+class Source:
+    """Where problems come from: a reasoning-gym task with its parameters, a local file, or a
+    dataset of the Hugging Face hub."""
+
+    name: str = knob("", "of the benchmark in tables; default: the task's, the file's or the dataset's name")
+    task: str | None = knob(None, "reasoning-gym task")
+    params: dict[str, Any] = knob({}, "its configuration (min_terms, max_digits, …)")
+    file: str | None = knob(None, ".json, .jsonl or .parquet")
+    hub: str | None = knob(None, "id of a dataset on the hub, or a folder that `datasets.load_dataset` reads")
+    subset: str | None = knob(None, "of the hub's dataset, which the hub calls its configuration")
+    split: str = knob("train", "of the hub's dataset")
+    columns: dict[str, str] = knob({}, "{problem: …, answer: …}, nested as `a.b`; default: a layout of docs/math.md")
+    answer_form: Literal["whole", "boxed", "hashes"] | None = knob(
+        None, "the column as it is | the last \\boxed{…} of it | what follows its last ####"
+    )
+    weight: float = knob(1.0, "share in the training mix", above=0)
+    # Of a benchmark, instead of eval's:
+    k: int | None = knob(None, "of a benchmark, instead of eval.k", above=0)
+    temperature: float | None = knob(None, "of a benchmark, instead of eval.temperature", above=0)
+    top_p: float | None = knob(None, "of a benchmark, instead of eval.top_p", above=0, most=1)
+    max_tokens: int | None = knob(None, "of a benchmark, instead of eval.max_tokens", above=0)
+
+
+@dataclass
+class Data:
+    train: list[Source] = knob([], "the mix of problems that a run trains on")
+    max_prompt_tokens: int = knob(1024, "longer prompts are counted and skipped", least=1)
+    chat_template: bool = knob(
+        False, "of the model, around training and benchmark problems; else the problem and a line break"
+    )
+    suffix: str = knob("", "put after every problem as it stands, so begin it with a space or a line break")
+
+
+@dataclass
+class Model:
+    path: str = knob(
+        "testbed", 'a folder or hub id for from_pretrained; "testbed": the embedded model, made on first use'
+    )
+    device: str = knob("auto", "auto | cpu | cuda | cuda:N")
+    dtype: Literal["float32", "bfloat16"] = knob(
+        "float32", "of the computation; weights, gradients and optimizer state stay in fp32"
+    )
+    packing: Literal["auto", "always", "never"] = knob(
+        "auto", "sequences one after the other instead of padded; auto: on a GPU in bfloat16"
+    )
+    gradient_checkpointing: bool = knob(False, "keep only each layer's input; about a third more computation")
+    head_chunk: int = knob(
+        256, "MiB of logits held at a time; more are computed in blocks and again in the backward pass", least=1
+    )
+
+
+@dataclass
+class VLLM:
+    """Of the engine that rollout.engine=vllm starts beside the trainer. docs/rollouts.md."""
+
+    memory_share: float = knob(
+        0.4, "of the device's memory, for weights and key-value cache; on a CPU for the cache alone", above=0, below=1
+    )
+    max_rows: int = knob(256, "responses decoded at a time; never changes what is sampled", least=1)
+    sleep: bool = knob(True, "give the device's memory back while the trainer works; a CPU cannot, and is left awake")
+    tensor_parallel: int = knob(1, "ranks that share one engine; above 1 under torchrun only", least=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "auto: float32 on a CPU, else bfloat16")
+    max_mismatch: float | None = knob(
+        None, "mismatch/mean above which a run stops; default: 1e-3 if all is float32, else 0.1", above=0
+    )
+
+
+@dataclass
+class RolloutConfig:
+    engine: Literal["hf", "vllm"] = knob("hf", "hf: the trainer's own model")
+    temperature: float = knob(1.0, "the logits are divided by it", above=0)
+    top_p: float = knob(1.0, "share of the probability that is sampled from; 1: all of it", above=0, most=1)
+    top_k: int = knob(0, "most probable tokens that are sampled from; 0: off", least=0)
+    max_tokens: int = knob(64, "of a response; a longer one is cut there", least=1)
+    stop: list[str] = knob([], "a response ends with the token that completes one of these; vllm only")
+    drop_constant_groups: Literal["no", "drop", "refill"] = knob(
+        "no", "drop: train on fewer; refill: sample more prompts until the batch is full"
+    )
+    prompts_per_round: int | None = knob(
+        None,
+        "sampled at a time when groups are dropped; default: prompts_per_step, which is what trains at most",
+    )
+    max_refills: int = knob(4, "rounds of sampling that a refill may take at most", least=1)
+    vllm: VLLM = field(default_factory=VLLM)
+
+
+@dataclass
+class Advantage:
+    kind: Literal["group", "centred", "gae"] = knob(
+        "group", "reward less its group's mean, over the group's deviation | not divided | from a critic"
+    )
+    gamma: float = knob(1.0, "discount; gae only", least=0, most=1)
+    lam: float = knob(1.0, "λ; gae only", least=0, most=1)
+    whiten: bool = knob(True, "to mean 0 and deviation 1 over the batch; gae only")
+
+
+@dataclass
+class Update:
+    lr: float = knob(1e-6, "learning rate of AdamW", least=0)
+    warmup_steps: int = knob(0, "steps in which the learning rate rises to lr", least=0)
+    weight_decay: float = knob(0.0, "of AdamW", least=0)
+    beta1: float = knob(0.9, "of AdamW, not of CE-GPPO", least=0, below=1)
+    beta2: float = knob(0.999, "of AdamW, not of CE-GPPO", least=0, below=1)
+    grad_clip: float = knob(1.0, "largest norm of the gradient", least=0)
+    aggregate: Literal["token", "sequence", "constant"] = knob(
+        "token", "of token losses: mean over tokens | over responses of their mean | sum over a constant"
+    )
+    micro_batch_tokens: int = knob(
+        16384, "tokens of one forward pass, padding included; never changes a gradient", least=1
+    )
+    offload_optimizer: bool = knob(
+        False, "AdamW's moments wait in the CPU's memory; does nothing more where the model is there too"
+    )
+    dual_clip: float = knob(0.0, "0: off; c > 1: no gradient where A < 0 and ratio > c", least=0)
+    kl_coef: float = knob(0.0, "of the divergence from the frozen starting policy", least=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = knob("k3", "of that divergence, from the sampled token")
+    entropy_coef: float = knob(0.0, "of the entropy bonus", least=0)
+    nll_coef: float = knob(0.0, "of the negative log-likelihood of correct responses", least=0)
+    correction: Literal["none", "truncate", "mask"] = knob(
+        "none", "of sampler against trainer, ρ = π_old / π_sampler: none | to the bounds | 0 outside"
+    )
+    correction_level: Literal["token", "sequence"] = knob("token", "sequence: ρ is the product over the response")
+    correction_low: float = knob(0.0, "lower bound of ρ", least=0)
+    correction_high: float = knob(2.0, "upper bound of ρ")
+
+
+@dataclass
+class Critic:
+    lr: float = knob(1e-5, "learning rate of its AdamW", least=0)
+    clip: float = knob(
+        0.5, "the value may leave its old estimate by at most this much before the loss stops pulling", least=0
+    )
+    warmup_steps: int = knob(0, "steps in which only the critic learns", least=0)
+    grad_clip: float = knob(1.0, "largest norm of the gradient", least=0)
+
+
+@dataclass
+class Eval:
+    k: int = knob(8, "samples a problem", least=1)
+    size: int = knob(64, "problems a generated benchmark", least=1)
+    temperature: float = knob(1.0, "as in rollout", above=0)
+    top_p: float = knob(1.0, "as in rollout", above=0, most=1)
+    top_k: int = knob(0, "as in rollout; 0: off", least=0)
+    max_tokens: int | None = knob(None, "default: as in training", least=1)
+    seed: int = knob(1000, "of the samples and of generated benchmarks, the same for every run", least=0)
+    benchmarks: list[Source] = knob([], "in YAML also NAME or NAME=FILE of experiments/benchmarks/NAME.yaml")
+
+
+@dataclass
+class Diagnostics:
+    every: int = knob(10, "steps between ledgers and token records; 0: none. Neither changes what is trained", least=0)
+    classes: Literal["probability", "surprisal"] = knob(
+        "probability", "high means p ≥ threshold | high means −log p ≤ entropy of the state"
+    )
+    threshold: float = knob(0.5, "of diagnostics.classes=probability", least=0, most=1)
+    probe: int = knob(64, "responses in the ledger's fixed probe batch", least=1)
+    parts: bool = knob(False, "take the last update of a step apart by backward passes too: ΔH of each part alone")
+    influence_tokens: int = knob(0, "of an update whose influence is taken, in whole responses; 0: all", least=0)
+    max_tokens: int = knob(20000, "rows of a token record; above, whole responses are left out at random", least=1)
+
+
+@dataclass
+class Wandb:
+    mode: Literal["online", "offline", "disabled"] | None = knob(None, "default: WANDB_MODE, else offline")
+    project: str = knob("cegppo", "wandb's name for a set of runs")
+
+
+@dataclass
+class Config:
+    experiment: str = knob("", "the runs that are compared; default: the name of the file")
+    arm: str = knob("", "this run among them; default: the method and what differs from it")
+    seed: int = knob(0, "of everything that is drawn", least=0)
+    steps: int = knob(100, "of sampling and training", least=1)
+    prompts_per_step: int = knob(64, "problems sampled a step", least=1)
+    group_size: int = knob(8, "responses to each of them", least=1)
+    updates_per_step: int = knob(8, "mini-batches that a step's responses are split into", least=1)
+    method: str = knob("grpo", "a preset of experiments/method")
+    reward: Literal["task", "random"] = knob("task", "random: a coin instead of the grader; arXiv 2509.26114")
+    reward_values: list[float] = knob([0.0, 1.0], "of a failed and of a correct response")
+    overlong_buffer: float = knob(
+        0.0,
+        "share of rollout.max_tokens, at its end, over which the soft overlong punishment grows; 0: off",
+        least=0,
+        below=1,
+    )
+    eval_every: int = knob(20, "steps, besides the start and the end; 0: only these", least=0)
+    checkpoint_every: int = knob(20, "steps", least=1)
+    threads: int = knob(0, "torch threads; 0: what torch chooses", least=0)
+    results: str = knob("results", "the root of the runs' folders")
+    run_dir: str = knob("", "the run's folder; default: <results>/<experiment>/<arm>/seed<seed>")
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    advantage: Advantage = field(default_factory=Advantage)
+    loss: dict[str, Any] = knob({"name": "ppo_clip"}, "a file of cegppo/losses by name, and its knobs")
+    update: Update = field(default_factory=Update)
+    critic: Critic = field(default_factory=Critic)
+    eval: Eval = field(default_factory=Eval)
+    grader: Limits = field(default_factory=Limits)
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    wandb: Wandb = field(default_factory=Wandb)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        if self.run_dir:
+            return Path(self.run_dir)
+        return Path(self.results) / self.experiment / self.arm / f"seed{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The flattened values that make this run this run: equal for two configurations iff one
+        may resume the other."""
+        made = {k: v for k, v in flatten(self.to_dict()).items() if not under(k, NOT_IDENTITY)}
+        for key, value in self.loss.items():
+            if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
+                made[f"loss.{key}"] = [[first_step(when, self.steps), v] for when, v in value]
+        return made
+
+
+def under(key: str, names: Iterable[str]) -> bool:
+    """Whether `key` is one of `names` or lies in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{a: {b: 1}} as {"a.b": 1}; an empty mapping stays a value."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
