@@ -302,7 +302,10 @@ def test_eval_says_what_it_takes(arguments, part):
 
 
 def test_grading_saved_texts_needs_no_torch():
-    code = "import sys; from cegppo import config, screen; from cegppo.problems import completions; print('torch' in sys.modules)"
+    code = (
+        "import sys; from cegppo import config, screen; from cegppo.problems import completions;"
+        " print('torch' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
         == "False\n"
