@@ -101,6 +101,7 @@ def test_every_shipped_sweep_differs_only_in_what_it_names(path):
         assert len(grid.expand(described).runs) >= 2 and grid.describe(path).tree["seeds"]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_path):
     results = tmp_path / "results"
     command = ["sweep", demo, f"results={results}"]
@@ -147,6 +148,7 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     assert "did you mean 'ledger'?" in run("figures", "--only", "leger").stderr
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):
     demo.write_text(ARMS.replace("seeds: [0, 1]", "seeds: [0]").replace("common: {steps: 3,", "common: {steps: 40,"))
     results = tmp_path / "results"
@@ -166,6 +168,7 @@ def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):
     assert len(json.loads((results / "demo" / "grpo" / "seed0" / "meta.json").read_text())["sessions"]) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others(demo, tmp_path):
     demo.write_text(
         ARMS.replace("seeds: [0, 1]", "seeds: [0]")
