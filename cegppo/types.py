@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # grading saved texts and saying --help need no torch, whose import takes seconds
     from torch import Tensor
+
+A = TypeVar("A")
 
 # exp(20) is 5e8: a ratio beyond it carries no information, and its float32 square would overflow.
 MAX_LOG_RATIO = 20.0
@@ -21,6 +23,13 @@ class BadInput(Exception):
     """What the user gave cannot be used. Printed as one line; exit code 2."""
 
     shared = False  # whether every rank has it (ranks.together)
+
+
+def present(value: A | None) -> A:
+    """`value` that may be absent for others and not for this caller: an optional field of its
+    batch, a pipe it asked for."""
+    assert value is not None
+    return value
 
 
 class Verdict(StrEnum):
