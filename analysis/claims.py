@@ -8,6 +8,7 @@ a verdict only when the whole interval lies on one side of the bound.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ FILE = Path(__file__).resolve().parent.parent / "sweeps" / "claims.yaml"
 COMMON = {"claim": str, "source": str, "experiment": str, "test": str, "metric": str, "window": str}
 OPTIONAL = {"seeds": int, "seen": bool}
 NUMBER = (int, float)
-TESTS = {  # keys that each test takes besides; True: must be there
+TESTS: dict[str, dict[str, tuple[Any, bool]]] = {  # keys that each test takes besides; True: must be there
     "difference": {"arm": (str, True), "than": (str, True), "expect": (str, True)},
     "trend": {"over": (dict, True), "expect": (str, True)},
     "no_worse": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, True)},
@@ -47,7 +48,7 @@ class Claim:
     over: dict[str, float] = field(default_factory=dict)
     expect: str = ""
     margin: float = 0.0
-    at_most: float | None = None
+    at_most: float | None = None  # a bound has one of the two
     at_least: float | None = None
 
     @property
@@ -64,7 +65,7 @@ class Claim:
         if self.test == "no_worse":
             return "above", -self.margin
         if self.test == "bound":
-            return ("below", self.at_most) if self.at_most is not None else ("above", self.at_least)
+            return ("below", self.at_most) if self.at_most is not None else ("above", self.at_least or 0.0)
         return self.expect, 0.0
 
 
@@ -99,7 +100,7 @@ def read(path: Path = FILE) -> list[Claim]:
 
 
 def _claim(where: str, name: str, spec: dict, seeds: int) -> Claim:
-    def refuse(what: str) -> None:
+    def refuse(what: str) -> NoReturn:
         raise load.Unreadable(f"{where}: {what}")
 
     if not isinstance(spec, dict):
@@ -110,7 +111,7 @@ def _claim(where: str, name: str, spec: dict, seeds: int) -> Claim:
             f" {spec.get('test')!r}{load.nearest(str(spec.get('test')), TESTS)}"
         )
     own = TESTS[spec["test"]]
-    kinds = COMMON | OPTIONAL | {key: kind for key, (kind, _) in own.items()}
+    kinds: dict[str, Any] = COMMON | OPTIONAL | {key: kind for key, (kind, _) in own.items()}
     for key, value in spec.items():
         if key not in kinds:
             refuse(f"unknown key '{key}' of test '{spec['test']}'{load.nearest(str(key), kinds)}")
@@ -142,9 +143,8 @@ def by_seed(results: Path, claim: Claim) -> pd.DataFrame:
     where, benchmarks = f"claim '{claim.name}'", claim.metric == "benchmarks"
     frame = (load.evaluations if benchmarks else load.metrics)(results, claim.experiment, claim.arms)
     if not benchmarks and claim.metric not in frame:
-        raise load.Unreadable(
-            f"{where}: no metric '{claim.metric}' in {results / claim.experiment}{load.nearest(claim.metric, frame)}"
-        )
+        nearest = load.nearest(claim.metric, frame.columns)
+        raise load.Unreadable(f"{where}: no metric '{claim.metric}' in {results / claim.experiment}{nearest}")
     load.refuse_unfinished(frame, results / claim.experiment)
     table = pd.DataFrame({arm: statistic(frame[frame["arm"] == arm], claim) for arm in claim.arms})
     table = table.loc[
@@ -181,7 +181,7 @@ def decide(results: Path, claim: Claim) -> Verdict:
             raise load.Unreadable(
                 f"claim '{claim.name}': a ratio needs positive numbers, and {claim.metric} has others"
             )
-        values = np.log(table[claim.arm] / table[claim.than]).to_numpy()  # a ratio and its inverse weigh the same
+        values = np.log((table[claim.arm] / table[claim.than]).to_numpy())  # a ratio and its inverse weigh the same
     else:
         values = (table[claim.arm] - table[claim.than] if claim.than else table[claim.arm]).to_numpy()
     wanted, bound = claim.target

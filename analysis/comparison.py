@@ -125,14 +125,15 @@ def _ours(tests: pd.DataFrame, arms: list[str], which: str) -> pd.DataFrame:
 
 def _cells(made: pd.DataFrame) -> pd.DataFrame:
     """A row an arm; no interval for a single run (the base model); * marks a difference."""
-    rows = {}
-    for row in made.itertuples():
-        cells = rows.setdefault(row.method, {"method": row.method, "seeds": str(row.seeds)})
-        low, high = (row.low, row.high) if row.seeds > 1 else (None, None)
-        difference = row.column == "mean less GRPO's"
-        cells[row.column] = tables.interval(row.value, low, high, "{:+.1f}" if difference else "{:.1f}")
-        if difference and stats.side(row.low, row.high) != "undecided":
-            cells[row.column] += " *"
+    rows: dict[str, dict[str, str]] = {}
+    for row in made.to_dict("records"):
+        method, column = row["method"], row["column"]
+        cells = rows.setdefault(method, {"method": method, "seeds": str(row["seeds"])})
+        low, high = (row["low"], row["high"]) if row["seeds"] > 1 else (None, None)
+        difference = column == "mean less GRPO's"
+        cells[column] = tables.interval(row["value"], low, high, "{:+.1f}" if difference else "{:.1f}")
+        if difference and stats.side(row["low"], row["high"]) != "undecided":
+            cells[column] += " *"
     return pd.DataFrame(rows.values()).fillna("")
 
 

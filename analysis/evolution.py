@@ -2,6 +2,7 @@
 of several experiments."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +27,15 @@ def draw(results: Path, experiment: str, arms: list[str]) -> None:
     finish(figure, results, experiment, runs, tests, arms)
 
 
-def finish(figure: plt.Figure, results: Path, name: str, runs, tests, arms: list[str], more: str = "") -> None:
+def finish(
+    figure: plt.Figure,
+    results: Path,
+    name: str,
+    runs: pd.DataFrame,
+    tests: pd.DataFrame,
+    arms: list[str],
+    more: str = "",
+) -> None:
     """Caption (ending in `more`) and file; print the table and the paired differences."""
     n = tests.groupby("benchmark")["n"].first().sum()
     style.caption(figure, f"{caption(runs)}; {n} problems; moving average over {WINDOW} steps (accuracy: none){more}")
@@ -70,7 +79,7 @@ def over_steps(axis: plt.Axes, runs: pd.DataFrame, arms: list[str], key: str, sc
         curve(axis, smooth(runs[runs["arm"] == arm], key) * scale, arm)
 
 
-def curve(axis: plt.Axes, steps_by_seeds: pd.DataFrame, arm: str, **options) -> None:
+def curve(axis: plt.Axes, steps_by_seeds: pd.DataFrame, arm: str, **options: Any) -> None:
     """The mean over seeds, with its interval as a band when there are several."""
     label, line = style.look(arm)
     axis.plot(steps_by_seeds.mean(axis=1), **{"label": label, **line, **options})

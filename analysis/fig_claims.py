@@ -44,8 +44,8 @@ def draw(results: Path, file: Path = claims.FILE) -> None:
             "claim": made["claim"] + made["seen"].map({True: " †", False: ""}),
             "verdict": made["verdict"],
             "mean [95 % interval]": [
-                tables.interval(*row, "{:.3g}" if claim.ratio else "{:+.3g}")
-                for claim, row in zip(stated, made[["mean", "low", "high"]].itertuples(index=False))
+                tables.interval(mean, low, high, "{:.3g}" if claim.ratio else "{:+.3g}")
+                for claim, mean, low, high in zip(stated, made["mean"], made["low"], made["high"])
             ],
             "seeds": made["seeds"],
             "test": made["test"],

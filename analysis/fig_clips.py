@@ -8,6 +8,7 @@ and PA&LP on the high side.
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from . import evolution, ledger, load, style
 
@@ -35,7 +36,7 @@ def draw(results: Path) -> None:
     print(f"figure: {style.save(figure, results, 'clips')}")
 
 
-def probabilities(axis: plt.Axes, runs, side: str) -> None:
+def probabilities(axis: plt.Axes, runs: pd.DataFrame, side: str) -> None:
     """Quantiles of the probability at the update of the tokens outside; the line at 0.5 parts
     high from low."""
     low, middle, high = (evolution.smooth(runs, f"clip/prob_{side}_{q}").mean(axis=1) for q in ("q10", "q50", "q90"))

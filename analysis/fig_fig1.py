@@ -10,6 +10,7 @@ results/algorithms/grpo/seed0 and the runs of sweeps/one_side.yaml and sweeps/on
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from . import evolution, ledger, load, style
 
@@ -56,7 +57,7 @@ def draw(results: Path) -> None:
     print(f"\nfigure: {style.save(figure, results, 'fig1')}")
 
 
-def scatter(axis: plt.Axes, record, eps_low: float, eps_high: float) -> None:
+def scatter(axis: plt.Axes, record: pd.DataFrame, eps_low: float, eps_high: float) -> None:
     """Ratio against probability, a token a mark; the labels count how many of a class lie
     outside the clip."""
     for key, name in ledger.CLASSES.items():

@@ -8,6 +8,7 @@ in, before they cancel.
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from . import evolution, ledger, load, style
 
@@ -22,7 +23,7 @@ def draw(results: Path) -> None:
     figure, (areas, lines) = plt.subplots(2, 2, figsize=(8.6, 6.6), sharex=True, constrained_layout=True)
     for axis, arm in zip(areas, AREAS):
         mine = runs[runs["arm"] == arm]
-        floor = 0.0
+        floor: float | pd.Series = 0.0
         for key, name in ledger.CLASSES.items():
             share = evolution.smooth(mine, f"grad/share_{key}").mean(axis=1) * 100
             axis.fill_between(share.index, floor, floor + share, **style.area(key), label=name)

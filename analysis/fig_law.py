@@ -46,7 +46,7 @@ def draw(results: Path) -> None:
             f"a = {a:.3f} [{bounds[0, 0]:.3f}, {bounds[1, 0]:.3f}]   b = {b:.3f} [{bounds[0, 1]:.3f},"
             f" {bounds[1, 1]:.3f}]   R² = {r2:.2f}"
         ),
-        *(f"mean residual at step {step}: {evolution.show(triple, signed=True)}" for step, triple in steps.items()),
+        *(f"mean residual at step {step!s}: {evolution.show(triple, signed=True)}" for step, triple in steps.items()),
         f"at the last step alone, over {len(ends)} runs: correlation of −exp(H) and accuracy {along:+.2f}",
     ]
     print(*text, sep="\n")
@@ -55,7 +55,7 @@ def draw(results: Path) -> None:
     shades = plt.get_cmap("cividis")(np.linspace(0, 0.9, len(steps)))
     for (step, rows), shade, marker in zip(points.groupby("step"), shades, MARKERS):
         look = dict(s=14, marker=marker, color=[shade], edgecolor="#333333", linewidth=0.3)
-        law.scatter(rows["entropy"], rows["accuracy"], label=f"step {step}", **look)
+        law.scatter(rows["entropy"], rows["accuracy"], label=f"step {step!s}", **look)
         rest.scatter(rows["entropy"], rows["residual"], **look)
     x = np.linspace(points["entropy"].min(), points["entropy"].max(), 100)
     lines = fits[1:, 1:] - fits[1:, :1] * np.exp(x)
@@ -82,8 +82,9 @@ def of_sweep(results: Path, experiment: str) -> pd.DataFrame:
     rows = []
     for (arm, seed), seen in tests.groupby(["arm", "seed"]):
         entropy = runs[(runs["arm"] == arm) & (runs["seed"] == seed)].set_index("step")["entropy/mean"]
-        entropy.loc[0] = entropy.loc[1]  # measured before the updates of step 1
-        for step, accuracy in seen.groupby("step")["accuracy"].mean().items():
+        entropy.at[0] = entropy.at[1]  # measured before the updates of step 1
+        accuracies = seen.groupby("step")["accuracy"].mean()
+        for step, accuracy in zip(accuracies.index.to_numpy(), accuracies):
             near = entropy[(entropy.index <= step) & (entropy.index > step - evolution.WINDOW)].mean()
             rows.append(
                 {
@@ -110,8 +111,8 @@ def bootstrap(points: pd.DataFrame, draws: int = 2000) -> np.ndarray:
     """(a, b) of the fit to all runs, then of fits to runs drawn with replacement; shape [1 +
     draws, 2]."""
     x = -np.exp(points["entropy"])
-    sums = pd.DataFrame({"n": 1.0, "x": x, "y": points["accuracy"], "xx": x * x, "xy": x * points["accuracy"]})
-    sums = sums.groupby(points["run"]).sum().to_numpy()
+    of_points = pd.DataFrame({"n": 1.0, "x": x, "y": points["accuracy"], "xx": x * x, "xy": x * points["accuracy"]})
+    sums = of_points.groupby(points["run"]).sum().to_numpy()
     counts = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
     n, x, y, xx, xy = (np.vstack([np.ones(len(sums)), counts]) @ sums).T
     a = (n * xy - x * y) / (n * xx - x * x)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from . import evolution, ledger, load, style
 
@@ -44,7 +45,7 @@ def draw(results: Path) -> None:
     print(f"figure: {style.save(figure, results, 'ledger')}")
 
 
-def bars(axis: plt.Axes, rows) -> None:
+def bars(axis: plt.Axes, rows: pd.DataFrame) -> None:
     """Mean ΔH of each class and of the momentum carried over, predicted beside measured."""
     parts = {**ledger.CLASSES, "momentum": "momentum"}
     for i, key in enumerate(parts):
@@ -59,7 +60,7 @@ def bars(axis: plt.Axes, rows) -> None:
     axis.axhline(0, color="#333333", linewidth=0.6)
 
 
-def over_steps(axis: plt.Axes, rows, kind: str) -> None:
+def over_steps(axis: plt.Axes, rows: pd.DataFrame, kind: str) -> None:
     """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers
     it below."""
     mean = rows.groupby("step")[[f"ledger/{kind}_{key}" for key in ledger.CLASSES]].mean() * MICRO
@@ -74,7 +75,7 @@ def over_steps(axis: plt.Axes, rows, kind: str) -> None:
     axis.set_xlabel("step")
 
 
-def scatter(axis: plt.Axes, rows) -> None:
+def scatter(axis: plt.Axes, rows: pd.DataFrame) -> None:
     """Each ledger a point; the line is equality."""
     p, m = rows["ledger/predicted"] * MICRO, rows["dentropy/measured"] * MICRO
     axis.scatter(p, m, s=9, color="#333333", alpha=0.6)

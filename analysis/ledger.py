@@ -17,7 +17,7 @@ def entries(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[metrics["ledger/predicted"].notna()] if "ledger/predicted" in metrics else metrics.iloc[:0]
 
 
-def agreement(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+def agreement(predicted: np.ndarray | pd.Series, measured: np.ndarray | pd.Series) -> dict[str, float]:
     """Correlation, least-squares slope of measured on predicted, and R² of measured = predicted
     (1 − SS(m − p) / SS(m − mean))."""
     predicted, measured = np.asarray(predicted, float), np.asarray(measured, float)

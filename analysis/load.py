@@ -172,7 +172,14 @@ def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
 
 
 def _column_map(path: Path) -> dict:
-    kinds = {"format": str, "file": (str, list), "columns": dict, "evaluations": dict, "k": int, "n": int}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "format": str,
+        "file": (str, list),
+        "columns": dict,
+        "evaluations": dict,
+        "k": int,
+        "n": int,
+    }
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -245,7 +252,7 @@ def refuse_unfinished(frame: pd.DataFrame, folder: Path) -> None:
     compare different ages."""
     steps = frame.groupby(["arm", "seed"])["step"].max()
     if steps.nunique() > 1:
-        arm, seed = steps.idxmin()
+        arm, seed = steps.index[int(steps.argmin())]
         raise Missing(f"{folder / arm}/seed{seed} ends at step {steps.min()} of {steps.max()}")
 
 

@@ -12,7 +12,7 @@ The bootstrap is for what has no formula: many problems of one run (`bootstrap_m
 interquartile mean, whose interval at five seeds is therefore too narrow as well; captions say so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 
 def bootstrap_mean(
-    strata: list[np.ndarray], level: float = LEVEL, draws: int = 4000, seed: int = 0
+    strata: Sequence[np.ndarray | pd.Series], level: float = LEVEL, draws: int = 4000, seed: int = 0
 ) -> tuple[float, float, float]:
     """(mean, low, high): the mean of the strata's means with a percentile bootstrap interval,
     resampled within each stratum."""
@@ -58,7 +58,7 @@ def interquartile_mean(scores_SB: np.ndarray) -> np.ndarray:
     return flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
 
 
-def mean_over_seeds(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
+def mean_over_seeds(values: np.ndarray | pd.Series, level: float = LEVEL) -> tuple[float, float, float]:
     """(mean, low, high) of one number a seed, Student's t interval; NaN bounds for a single seed.
 
     A value that is not finite makes all three infinite: a run that diverged is no sample of a

@@ -37,12 +37,12 @@ def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1f}"
 
 
-def interval(mean: float, low: float, high: float, form: str = "{:.1f}") -> str:
+def interval(mean: float | None, low: float | None, high: float | None, form: str = "{:.1f}") -> str:
     """`mean [low, high]`; the mean alone when there is no interval, nothing when there is no
     mean."""
     if mean is None or math.isnan(mean):
         return ""
-    known = low is not None and not math.isnan(low)
+    known = low is not None and high is not None and not math.isnan(low)
     return form.format(mean) + (f" [{form.format(low)}, {form.format(high)}]" if known else "")
 
 

@@ -15,7 +15,7 @@ thread (a busy machine stretches the clock, not the work).
 * Liger: `LigerFusedLinearGRPOLoss`, not compiled, one row a chunk; log-probabilities only, the loss
   fused in.
 
-    pip install -e '.[benchmarks]' liger-kernel && python benchmarks/head.py [rounds]
+    pip install -c constraints.txt -e '.[run,benchmarks]' && python benchmarks/head.py [rounds]
 """
 
 import json

@@ -12,7 +12,7 @@ little.
 The peer's time a step is taken from the difference between steps that its callback reports, so its
 start-up is not counted.
 
-    pip install -e '.[benchmarks]' && python benchmarks/step.py
+    pip install -c constraints.txt -e '.[run,benchmarks]' && python benchmarks/step.py
 """
 
 import os

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,6 @@ from torch import Tensor
 from .types import BadInput
 
 A = TypeVar("A")
-
-
 B = TypeVar("B")
 
 
@@ -92,7 +90,7 @@ def total(value: A) -> A:
     if isinstance(value, Tensor):
         dist.all_reduce(value)
         return value
-    return total(torch.tensor(value, dtype=torch.float64)).item()
+    return cast(A, total(torch.tensor(value, dtype=torch.float64)).item())
 
 
 def anywhere(flags: list[bool]) -> list[bool]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 if TYPE_CHECKING:  # grading saved texts and saying --help need no torch, whose import takes seconds
     from torch import Tensor
 
+
 # exp(20) is 5e8: a ratio beyond it carries no information, and its float32 square would overflow.
 MAX_LOG_RATIO = 20.0
 
@@ -47,6 +48,13 @@ def knob(
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def present(value: Value | None) -> Value:
+    """`value` that may be absent for others and not for this caller: an optional field of its
+    batch, a pipe it asked for."""
+    assert value is not None
+    return value
 
 
 class Verdict(StrEnum):

@@ -198,6 +198,7 @@ def gather_in_process(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_tally(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -97,6 +97,7 @@ def stored(folder):
     return read_lines(folder / "eval-base.jsonl"), files
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path, problems):
     command = [
         "eval",

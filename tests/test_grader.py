@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import run
 from cegppo import config
 from cegppo.problems import completions, counts, grader, reward
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
@@ -218,13 +219,14 @@ def test_votes_are_counted_over_answers_written_alike():
     assert counts.maj_at_k([[counts.vote(text) for text in texts]], [right], 4) == 1.0
 
 
-def front_door(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "eval", *map(str, arguments)], capture_output=True, text=True
-    )
+def front_door(capsys, *arguments):
+    """(exit code, what was printed, what was printed to stderr) of `run.py eval`."""
+    code = run.main(["eval", *map(str, arguments)])
+    return code, *capsys.readouterr()
 
 
-def test_eval_completions(tmp_path):
+def test_eval_completions(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     file = tmp_path / "saved.jsonl"
     rows = [
         {
@@ -235,18 +237,15 @@ def test_eval_completions(tmp_path):
         {"id": 7, "answer": 12, "completions": ["\\boxed{12}", "\\boxed{10^{10^{10}}}", "\\boxed{11}"]},
     ]
     file.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
-    done = front_door("--completions", file, "grader.timeout=1", "grader.workers=1")
-    assert done.returncode == 0, done.stderr
+    code, said, complained = front_door(capsys, "--completions", file, "grader.timeout=1", "grader.workers=1")
+    assert code == 0, complained
     graded = [json.loads(line) for line in (tmp_path / "saved.jsonl.graded.jsonl").read_text().splitlines()]
     assert graded == [
         {"id": "a", "n": 4, "correct": 2, "verdicts": ["correct", "correct", "wrong", "no_answer"]},
         {"id": 7, "n": 3, "correct": 1, "verdicts": ["correct", "grader_error", "wrong"]},
     ]
-    assert "avg@k" in done.stdout and "maj@k" in done.stdout and "0.417" in done.stdout  # (2/4 + 1/3) / 2
-    assert (
-        "correct 3, wrong 2, no_answer 1, truncated 0, grader_error 1" in done.stdout
-        and "3 to 4 completions" in done.stdout
-    )
+    assert "avg@k" in said and "maj@k" in said and "0.417" in said  # (2/4 + 1/3) / 2
+    assert "correct 3, wrong 2, no_answer 1, truncated 0, grader_error 1" in said and "3 to 4 completions" in said
 
 
 def test_summary_with_differing_counts():
@@ -291,19 +290,16 @@ def test_bad_completions(tmp_path, text, part):
      (["--completions", "f.jsonl", "eval.k=3"], "takes grader.* keys only"), ([], "name a run's folder"),
      (["--checkpoint", "best", "results/nowhere"], "results/nowhere: no such folder")],
 )  # fmt: skip
-def test_eval_says_what_it_takes(arguments, part):
-    done = front_door(*arguments)
-    assert (
-        done.returncode == 2
-        and part in done.stderr
-        and done.stderr.startswith("error: ")
-        and done.stderr.count("\n") == 1
-    )
+def test_eval_says_what_it_takes(arguments, part, capsys):
+    code, _, complained = front_door(capsys, *arguments)
+    assert code == 2 and part in complained and complained.startswith("error: ") and complained.count("\n") == 1
 
 
 def test_grading_saved_texts_needs_no_torch():
-    code = "import sys; from cegppo import config, screen; from cegppo.problems import completions; "
-    code += "print('torch' in sys.modules)"
+    code = (
+        "import sys; from cegppo import config, screen; from cegppo.problems import completions;"
+        " print('torch' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
         == "False\n"

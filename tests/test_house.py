@@ -2,11 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from cegppo import config, losses
 from cegppo.trainer import knobs_of
@@ -96,16 +100,67 @@ def test_every_loss_has_a_method():
     assert used == set(losses.names())
 
 
-def test_the_pins_agree():
+def required() -> dict[str, list[Requirement]]:
+    """What pyproject.toml requires, by extra; "" is what everybody gets."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
-    pip = next(
-        d["pip"] for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, dict)
-    )
-    assert set(pip) == wanted
+    rooms = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [Requirement(line) for line in lines] for extra, lines in rooms.items()}
+
+
+def test_the_pins_agree():
+    """constraints.txt pins what pyproject.toml names, each within its range, and nothing else; make
+    and conda install with it."""
+    named = [r for room in required().values() for r in room if r.name != "cegppo"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert {canonicalize_name(r.name) for r in named} == pins.keys()
+    assert not [str(r) for r in named if pins[canonicalize_name(r.name)] not in r.specifier]
+    torch = f"torch=={pins['torch']}"
     for line in (ROOT / "Makefile").read_text().splitlines():
         if "pip install" in line:
-            assert "torch==2.13.0" in line, line
+            assert torch in line and "-c constraints.txt" in line, line
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (line["pip"] for line in conda if isinstance(line, dict))
+    assert pip == ["-c constraints.txt", "-e .[run,dev]", torch]
+
+
+def test_every_folder_of_the_package_is_installed():
+    folders = {path.parent for path in (ROOT / "cegppo").rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+# What a verl or TRL trainer takes from here, into an environment of torch, numpy and little else.
+CORE = ["losses", "objective", "instrument.entropy", "instrument.tally", "instrument.ledger", "instrument.tokens"]
+ALONE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {refused}:
+            raise ModuleNotFoundError(f"{{name}} is refused here", name=name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+before = set(sys.modules)
+import cegppo.{name}, cegppo.losses
+for name in cegppo.losses.names():
+    cegppo.losses.load(name)
+distributed = [name for name in set(sys.modules) - before if name.startswith("torch.distributed")]
+assert not distributed, distributed
+rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("cegppo.")}}
+assert rooms <= {{"types", "knobs", "losses", "objective", "instrument"}}, rooms
+"""
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_with_torch_and_numpy_alone(name):
+    """What only the extras bring is refused, nothing of torch.distributed is loaded that torch does
+    not load by itself, and no other room is entered."""
+    alone = {r.name for r in required()[""]}
+    extra = {r.name.replace("-", "_") for extra in ("run", "search", "ray", "slurm") for r in required()[extra]} - alone
+    script = ALONE.format(refused=sorted(extra | {"yaml"}), name=name)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_metric_of_a_run_is_in_the_glossary(tiny, tmp_path):

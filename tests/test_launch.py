@@ -51,6 +51,7 @@ def code_of(job, seconds=40):
     return job.poll()
 
 
+@pytest.mark.slow
 def test_every_launcher_passes_on_output_exit_code_and_interrupt(start, tmp_path):
     folders = [tmp_path / name for name in ("good", "bad", "waits")]
     for folder in folders:
@@ -80,6 +81,7 @@ def test_each_slot_has_its_own_gpus(tmp_path, monkeypatch):
         launch.launcher("local", 5, {})
 
 
+@pytest.mark.slow
 def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatch):
     """Two ranks on the CPU stand for two GPUs, which is all that differs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
@@ -92,6 +94,7 @@ def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatc
     assert read_meta(loaded.runs[0].folder)["sessions"][-1]["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_several_gpus_is_stopped_and_not_failed(tiny, tmp_path, monkeypatch):
     """torchrun exits with 1 after Ctrl-C; what its ranks recorded counts."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
@@ -129,6 +132,7 @@ arms:
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_on_ray_and_runs_taken_over_from_it(tiny, tmp_path):
     (tmp_path / "one.yaml").write_text(SWEEP.replace("seeds: [0, 1]", "seeds: [0]"))
     results = f"results={tmp_path / 'results'}"
@@ -282,6 +286,7 @@ def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, mo
     assert "must divide prompts_per_step" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
     text = SEARCH.replace("metric: knob", "metric: reward/mean").replace("steps: 4", "steps: 2")
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 2").replace("seeds: [0]", "seeds: [0, 1]"))
@@ -329,6 +334,7 @@ def test_bad_searches(tiny, tmp_path, change, part):
     assert part in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_wandb_agent_runs_what_the_example_sweep_says(tiny, tmp_path, monkeypatch):
     """The real agent and its real expansion of the command, with a hand-written order where its
     server's would arrive."""

@@ -69,6 +69,7 @@ def test_shares_by_hand():
     assert shares([2, 9, 4], 1) == [[0, 1, 2]]
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
     options = ["method=cegppo", "steps=9", "checkpoint_every=2", "diagnostics.every=3", "diagnostics.probe=5"]
     train(config.load(tiny, [*options, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
@@ -94,6 +95,7 @@ def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_begun_on_one_rank_and_finished_on_two(tiny, tmp_path):
     """With a critic and a KL reference; then its evaluation, and the gradient of a mini-batch
     however few rows it has."""
@@ -113,6 +115,7 @@ def test_begun_on_one_rank_and_finished_on_two(tiny, tmp_path):
         assert value.norm() > 0 and (made[name] - value).norm() <= 1e-5 * value.norm(), name
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_and_ends_every_rank(tiny, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

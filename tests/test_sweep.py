@@ -151,6 +151,7 @@ def test_every_shipped_sweep_differs_only_in_what_it_names(path):
         assert config.load(runs[-1].experiment, runs[-1].overrides)[0] == runs[-1].config
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_path, capsys):
     results = tmp_path / "results"
     command = ["sweep", demo, f"results={results}"]
@@ -202,6 +203,7 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
         assert front_door.main([str(a) for a in arguments]) == 2 and part in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):
     demo.write_text(ARMS.replace("seeds: [0, 1]", "seeds: [0]").replace("common: {steps: 3,", "common: {steps: 40,"))
     results = tmp_path / "results"
@@ -221,6 +223,7 @@ def test_a_killed_sweep_takes_its_runs_along_and_continues(demo, tmp_path):
     assert len(json.loads((results / "demo" / "grpo" / "seed0" / "meta.json").read_text())["sessions"]) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others(demo, tmp_path):
     demo.write_text(
         ARMS.replace("seeds: [0, 1]", "seeds: [0]")

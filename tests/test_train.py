@@ -2,7 +2,6 @@
 bit for bit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import run
 from cegppo import config, losses
 from cegppo.instrument.tally import Tally
 from cegppo.model.critic import value_loss
@@ -239,6 +239,7 @@ def wait_for_steps(folder, count, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cegppo", "ppo"])
 def test_killed_and_continued_equals_never_killed(tiny, tmp_path, method):
     options = [f"method={method}", "steps=12", "checkpoint_every=3", "update.nll_coef=0.1"]
@@ -270,6 +271,7 @@ def test_a_save_that_died_halfway_is_not_seen(tiny, tmp_path):
     record.close("stopped")
 
 
+@pytest.mark.slow
 def test_interrupt_stops_where_it_resumes(tiny, tmp_path):
     process = start(tiny, tmp_path / "run", "steps=4000", "checkpoint_every=100000", "eval_every=0")
     wait_for_steps(tmp_path / "run", 2, process)
@@ -379,11 +381,7 @@ def test_random_rewards_leave_the_verdict_true(tiny, tmp_path):
 def test_eval_of_a_run_folder(tiny, tmp_path):
     folder = tmp_path / "run"
     train(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "eval", str(folder), "--checkpoint", "best", "eval.k=3"],
-        capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert run.main(["eval", str(folder), "--checkpoint", "best", "eval.k=3"]) == 0
     (row,) = read_lines(folder / "eval-best.jsonl")
     assert (row["benchmark"], row["n"], row["k"], len(row["correct"])) == ("sums", 3, 3, 3) and {
         "avg@3",

@@ -6,7 +6,9 @@ where the device has variable-length attention, by a mask elsewhere. docs/memory
 switches.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +17,22 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..types import TokenBatch
+from ..types import TokenBatch, present
 
 
 def response_positions(x: TokenBatch) -> tuple[Tensor, Tensor]:
     """([N] rows, [N] places in the sequence) of the N response tokens of `x`, row by row."""
     row_N, t_N = torch.nonzero(x.mask_BT, as_tuple=True)
-    return row_N, x.prompt_len_B[row_N] + t_N
+    return row_N, present(x.prompt_len_B)[row_N] + t_N
 
 
 def predicting_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     """([N, H] hidden states that predict the response tokens, [N] those tokens)."""
-    hidden_BSH = decoder(input_ids=x.sequence_BS[:, :-1], use_cache=False).last_hidden_state
+    sequence_BS = present(x.sequence_BS)
+    hidden_BSH = decoder(input_ids=sequence_BS[:, :-1], use_cache=False).last_hidden_state
     row_N, place_N = response_positions(x)
     flat_N = row_N * hidden_BSH.shape[1] + place_N - 1
-    return hidden_BSH.flatten(0, 1).index_select(0, flat_N), x.sequence_BS[row_N, place_N]
+    return hidden_BSH.flatten(0, 1).index_select(0, flat_N), sequence_BS[row_N, place_N]
 
 
 def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -39,19 +42,20 @@ def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers
     makes a block-diagonal mask from the positions.
     """
-    length_B = x.prompt_len_B + x.length_B.long() - 1  # the last token predicts nothing
-    position_BS = torch.arange(x.sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
+    sequence_BS = present(x.sequence_BS)
+    length_B = present(x.prompt_len_B) + x.length_B.long() - 1  # the last token predicts nothing
+    position_BS = torch.arange(sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
     inside_BS = position_BS < length_B[:, None]
     edge_B = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
     edges, longest = edge_B.int(), int(length_B.max())
     hidden_NH = decoder(
-        input_ids=x.sequence_BS[:, :-1][inside_BS][None],
+        input_ids=sequence_BS[:, :-1][inside_BS][None],
         position_ids=position_BS[inside_BS][None],
         use_cache=False,
         cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=longest, max_length_k=longest,
     ).last_hidden_state[0]  # fmt: skip
     row_N, place_N = response_positions(x)
-    return hidden_NH.index_select(0, edge_B[row_N] + place_N - 1), x.sequence_BS[row_N, place_N]
+    return hidden_NH.index_select(0, edge_B[row_N] + place_N - 1), sequence_BS[row_N, place_N]
 
 
 def variable_length_attention(
@@ -64,7 +68,7 @@ def variable_length_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own
     flash attention: bf16, CUDA.
@@ -79,19 +83,19 @@ def variable_length_attention(
     shared = query.shape[1] // key.shape[1]  # repeated here, as every version of the kernel takes it
     key, value = (v.repeat_interleave(shared, dim=1) for v in (key, value))
     window = (sliding_window - 1 if sliding_window else -1, 0)  # (-1, 0) is causal
+    longest = present(max_length_q)
     made = varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, max_length_q,
-        max_length_q,
+        query.contiguous(), key.contiguous(), value.contiguous(), cu_seq_lens_q, cu_seq_lens_q, longest, longest,
         scale=scaling, window_size=window,
     )  # fmt: skip
-    return made[None], None
+    return cast(Tensor, made)[None], None  # a tuple only when it is asked for more than the output
 
 
 AttentionInterface.register("variable_length", variable_length_attention)
 
 
 @contextmanager
-def checkpointed(decoder: nn.Module):
+def checkpointed(decoder: nn.Module) -> Iterator[None]:
     """Its layers checkpoint inside, if that was enabled and gradients are on.
 
     transformers ties checkpointing to `training`; set on the layers alone it switches no dropout

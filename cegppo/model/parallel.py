@@ -6,7 +6,7 @@ and pipeline parallelism.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..ranks import world
 
 A = TypeVar("A")
+INSIDE = "inside"  # the method of a sharded model that runs a function as a forward pass
 
 
 @cache
@@ -38,20 +39,21 @@ def shard(model: nn.Module, layers: list[nn.Module]) -> None:
     if world() == 1:
         return
     mesh = _mesh(next(model.parameters()).device.type)
-    for module in (*layers, model):
-        fully_shard(
-            module, mesh=mesh, reshard_after_forward=True
-        )  # the root too: its parameters are shards whenever it does not run
+    for part in (*layers, model):
+        # The root too: its parameters are shards whenever it does not run.
+        module = fully_shard(part, mesh=mesh, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
-    model.inside = lambda function: tuple(value.clone() for value in function())  # FSDP's hooks do not stay on views
-    register_fsdp_forward_method(model, "inside")
+    # FSDP's hooks do not stay on views.
+    forward = lambda function: tuple(value.clone() for value in function())
+    setattr(model, INSIDE, forward)
+    register_fsdp_forward_method(model, INSIDE)
 
 
 def inside(model: nn.Module, function: Callable[[], A]) -> A:
     """`function()`, which calls parts of `model` and returns a tuple of tensors, as a forward
     pass of it."""
-    return model.inside(function) if isinstance(model, FSDPModule) else function()
+    return getattr(model, INSIDE)(function) if isinstance(model, FSDPModule) else function()
 
 
 def whole(value: Tensor) -> Tensor:
@@ -86,7 +88,9 @@ def gradients(
     `keep` retains the graph. The parameters' own .grad stays as it was.
     """
     if not isinstance(parameters[0], DTensor):
-        made = torch.autograd.grad(roots, parameters, slopes, retain_graph=keep, allow_unused=True)
+        made: Sequence[Tensor | None] = torch.autograd.grad(
+            roots, parameters, slopes, retain_graph=keep, allow_unused=True
+        )
     else:  # the sum over ranks happens on the way into .grad
         before = [p.grad for p in parameters]
         for p in parameters:

@@ -29,6 +29,7 @@ LAYOUTS = (
     ("problem", "solution", "boxed"),
     ("question", "final_answer", "whole"),  # OlympiadBench
 )
+Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes seconds
 Question = str | list[dict[str, str]]  # text, or chat messages with `role` and `content`
 
 
@@ -53,24 +54,20 @@ class Problems:
         elif source.file is not None:
             self.rows = problems_of(read_rows(Path(source.file)), source, source.file)
         else:
-            self.rows = problems_of(load_hub(source), source, source.hub)
+            self.rows = problems_of(load_hub(source), source, str(source.hub))
 
     def _check_task(self) -> None:
-        if self.source.task not in _task_names():
-            raise BadInput(
-                f"data source '{self.source.name}': unknown task"
-                f" '{self.source.task}'{nearest(self.source.task, _task_names())}"
-            )
+        task = str(self.source.task)
+        if task not in _task_names():
+            raise BadInput(f"data source '{self.source.name}': unknown task '{task}'{nearest(task, _task_names())}")
         try:
             self.problem(0)
         except Exception as error:  # every task checks its parameters in its own way
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(
-                f"data source '{self.source.name}': task '{self.source.task}' cannot be made: {reason}"
-            ) from None
+            raise BadInput(f"data source '{self.source.name}': task '{task}' cannot be made: {reason}") from None
 
     @lru_cache(maxsize=2)  # noqa: B019 — a source lives as long as its run
-    def _dataset(self, block: int):
+    def _dataset(self, block: int) -> Any:
         import reasoning_gym
 
         seed = int(np.random.default_rng([*self.seed, block]).integers(2**31))
@@ -201,7 +198,7 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
     return made
 
 
-def encode(question: Question, tokenizer, data: Data) -> tuple[str, tuple[int, ...]]:
+def encode(question: Question, tokenizer: Tokenizer, data: Data) -> tuple[str, tuple[int, ...]]:
     """(text, token ids) of a prompt, after which the response begins.
 
     Without the chat template the text is the question, the suffix and a line break. With it, the
@@ -230,7 +227,7 @@ def encode(question: Question, tokenizer, data: Data) -> tuple[str, tuple[int, .
 
 
 def make_prompt(
-    question: Question, answer: str, entry: dict, source: Source, number: str, tokenizer, data: Data
+    question: Question, answer: str, entry: dict, source: Source, number: str, tokenizer: Tokenizer, data: Data
 ) -> Prompt:
     """The Prompt of a problem."""
     try:
@@ -240,14 +237,14 @@ def make_prompt(
     return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, entry)
 
 
-def benchmarks(e: Eval, data: Data, tokenizer) -> dict[str, list[Prompt]]:
+def benchmarks(e: Eval, data: Data, tokenizer: Tokenizer) -> dict[str, list[Prompt]]:
     """Each benchmark's prompts: the first `eval.size` of a generated task (seeded by
     `eval.seed`), or a whole file or dataset."""
     made = {}
     for source in e.benchmarks:
         problems = Problems(source, BENCHMARK, e.seed)
         # A generated task may repeat itself; a benchmark has every question once.
-        chosen: dict[str, Prompt] = {}
+        chosen: dict[Any, Prompt] = {}  # by question, or by row
         for i in range(problems.size if problems.size is not None else 50 * e.size):
             if problems.size is None and len(chosen) == e.size:
                 break
@@ -265,7 +262,7 @@ class PromptStream:
     Questions that a benchmark asks, and prompts over the length limit, are passed over and counted.
     """
 
-    def __init__(self, data: Data, seed: int, tokenizer, held_out: Set[str] = frozenset()):
+    def __init__(self, data: Data, seed: int, tokenizer: Tokenizer, held_out: Set[str] = frozenset()):
         self.seed, self.tokenizer, self.held_out = seed, tokenizer, held_out
         self.data, self.max_tokens = data, data.max_prompt_tokens
         if not data.train:
@@ -291,7 +288,8 @@ class PromptStream:
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts. Raises BadInput when hardly any prompt passes."""
-        taken, tried = [], 0
+        taken: list[Prompt] = []
+        tried = 0
         while len(taken) < count:
             prompt = self._next()
             tried += 1

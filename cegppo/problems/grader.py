@@ -50,10 +50,9 @@ def grade(pairs: Sequence[Pair], limits: Limits) -> list[bool | None]:
     Raises RuntimeError when a worker cannot start (math-verify is broken or missing): that is no
     statement about an answer.
     """
-    distinct = dict.fromkeys(pairs)
-    if distinct:
-        distinct = dict(zip(distinct, _pool(*astuple(limits)).grade(distinct)))
-    return [distinct[pair] for pair in pairs]
+    distinct = list(dict.fromkeys(pairs))
+    equal = dict(zip(distinct, _pool(*astuple(limits)).grade(distinct))) if distinct else {}
+    return [equal[pair] for pair in pairs]
 
 
 @cache
@@ -79,6 +78,7 @@ class Pool:
         line = json.dumps(pair).encode() + b"\n"
         for _ in range(2):
             nurse = getattr(self._own, "nurse", None) or self._start()
+            assert nurse.stdin and nurse.stdout
             try:
                 nurse.stdin.write(line)
             except BrokenPipeError:  # killed since its last answer
@@ -90,7 +90,7 @@ class Pool:
             return {b"1": True, b"0": False}.get(reply)
         return None
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         # A plain program: nothing of this process (CUDA, threads, locks) is inherited. -P keeps
         # this folder, with its `types.py`, off the path. A session of its own, so that Ctrl-C stops
         # the run after its step instead of the graders within it. A fixed hash seed, because
@@ -100,6 +100,7 @@ class Pool:
             [sys.executable, "-P", __file__, *self.limits], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
             env=environment, start_new_session=True,
         )  # fmt: skip
+        assert nurse.stdout
         if nurse.stdout.read(1) != b"!":
             raise RuntimeError(f"a math-verify worker did not start (exit status {nurse.wait()}); its message is above")
         self.started.append(nurse.pid)
@@ -220,12 +221,13 @@ def nurse(timeout: float, memory_mb: int) -> None:
     os.dup2(silence, 1)  # antlr prints
     os.dup2(silence, 2)
     fork = multiprocessing.get_context("fork")
-    child, pipe = None, None
+    child: multiprocessing.process.BaseProcess | None = None
+    pipe: multiprocessing.connection.Connection | None = None
 
     def ask(line: bytes) -> bytes:
         nonlocal child, pipe
         for _ in range(2):
-            if child is None:
+            if child is None or pipe is None:
                 pipe, its_end = fork.Pipe()
                 child = fork.Process(target=_child, args=(its_end, pipe, verifier, timeout, memory_mb), daemon=True)
                 child.start()

@@ -7,6 +7,7 @@ and as a number, which settles most answers, and the rest by math-verify in proc
 """
 
 import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cache
@@ -67,7 +68,7 @@ def _number(text: str) -> Fraction | None:
 
 
 @cache
-def _scorer(task: str):
+def _scorer(task: str) -> Callable[..., float]:
     import reasoning_gym
 
     return reasoning_gym.get_score_answer_fn(task)

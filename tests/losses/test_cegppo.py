@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from .batches import CELLS, EPS, assert_reinforce_at_ratio_one, evaluated, exact_eps, one_row
+
+EXACTLY = dict(rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta1, beta2", [(0.5, 1.0), (0, 0), (1, 1), (0.75, 0.25)])
+def test_weight_and_value_in_every_cell(beta1, beta2):
+    """The weight is A times the scale of Eq. 8, and so is the value, with a minus."""
+    x = one_row(CELLS)
+    loss_BT, weight_BT, _ = evaluated("cegppo", x, beta1=beta1, beta2=beta2, **exact_eps(x))
+
+    def weight(a: float, r: float) -> float:
+        low, high = a < 0 and r < 1 - EPS, a > 0 and r > 1 + EPS
+        return a * (beta1 * (1 - EPS) if low else beta2 * (1 + EPS) if high else r)
+
+    weights = torch.tensor([[weight(a, r) for a, r in CELLS]], dtype=torch.float64)
+    torch.testing.assert_close(weight_BT, weights, **EXACTLY)
+    torch.testing.assert_close(loss_BT, -weights, **EXACTLY)
+
+
+def test_with_betas_zero_it_has_the_gradient_of_ppo_clip():
+    generator = torch.Generator().manual_seed(0)
+    advantage, ratio = torch.randn(400, generator=generator), torch.rand(400, generator=generator) * 2.5
+    x = one_row(list(zip(advantage.tolist(), ratio.tolist())))
+    _, ours_BT, _ = evaluated("cegppo", x, beta1=0, beta2=0)
+    _, clip_BT, _ = evaluated("ppo_clip", x)
+    assert torch.equal(ours_BT, clip_BT)
+
+
+def test_with_betas_one_it_differs_from_cispo_where_ppo_does_not_clip():
+    x = one_row(CELLS)
+    _, ours_BT, _ = evaluated("cegppo", x, beta1=1, beta2=1, **exact_eps(x))
+    _, cispo_BT, _ = evaluated("cispo", x, **exact_eps(x))
+    differs = [cell for cell, u, v in zip(CELLS, ours_BT[0], cispo_BT[0]) if abs(u - v) > 1e-9]
+    assert differs == [(1.5, 0.5), (-0.5, 2.0)]
+
+
+@pytest.mark.parametrize("log_ratio", [-2000.0, -800.0])
+def test_a_ratio_that_underflows_still_gets_its_bounded_weight(log_ratio):
+    x = one_row([(1.5, 1.0), (-0.5, 1.0)])
+    x = x.but(logprob_BT=(x.old_logprob_BT + log_ratio).requires_grad_())
+    _, weight_BT, _ = evaluated("cegppo", x, beta1=0.5, eps_low=0.2)
+    torch.testing.assert_close(weight_BT, torch.tensor([[0.0, -0.5 * 0.5 * 0.8]], dtype=torch.float64))
+
+
+def test_at_ratio_one_it_is_reinforce():
+    assert_reinforce_at_ratio_one("cegppo")
+
+
+def test_it_states_its_bounds():
+    x = one_row(CELLS)
+    _, _, facts = evaluated("cegppo", x, eps_low=0.1, eps_high=0.3)
+    torch.testing.assert_close(facts["clip_low"], torch.full_like(x.mask_BT, 0.9))
+    torch.testing.assert_close(facts["clip_high"], torch.full_like(x.mask_BT, 1.3))
