@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from cegppo import losses
-from cegppo.config import of_overrides
-from cegppo.objective import Objective
 from cegppo.types import TokenBatch
 
 EPS = 0.25  # 1 ± 0.25 and their ratios are exact in binary
@@ -148,13 +146,13 @@ def test_gspo_has_the_gradient_of_its_sequence_objective():
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
-def test_bounds_of_a_response_are_not_read_as_bounds_of_a_token():
-    bounds = {}
+def test_bounds_of_a_response_are_not_said_to_be_bounds_of_a_token():
+    facts = {}
     for name in ("gspo", "ppo_clip"):
-        made = of_overrides([f"loss.name={name}", "loss.eps_low=0.1", "loss.eps_high=0.3"])
-        clip = Objective.at(made, 0).clip
-        bounds[name] = (clip.eps_low, clip.eps_high)
-    assert bounds == {"gspo": (0.2, 0.2), "ppo_clip": (0.1, 0.3)}
+        module = losses.load(name)
+        facts[name] = module.token_loss(batch(CELLS), module.Params(eps_low=0.1, eps_high=0.3))[1]
+    assert not {"clip_low", "clip_high"} & facts["gspo"].keys()
+    assert facts["ppo_clip"]["clip_low"].unique().tolist() == [0.9] and facts["ppo_clip"]["clip_high"][0, 0] == 1.3
 
 
 def test_gspo_of_one_token_is_ppo_clip():
