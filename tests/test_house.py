@@ -25,7 +25,7 @@ record.files record.pack record.read record.keep record.provenance record.mirror
 problems.counts problems.completions problems.data problems.testbed advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
-evaluate update metrics checkpoint trainer train sweep.launch sweep.grid sweep.search screen
+checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.command screen
 """.split()
 
 

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from cegppo.problems import reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
-# --------------------------------------------------------------------------------------------------
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -274,3 +277,21 @@ def test_warmup_texts_repeat():
         == testbed.warmup_texts(50, 0.5, 0.2, [1, 2])
         != testbed.warmup_texts(50, 0.5, 0.2, [1, 3])
     )
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", "experiments/tesbed.yaml"], "experiments/tesbed.yaml: no such file; did you mean 'testbed.yaml'?"),
+        (["eval", "results/algoritms"], "results/algoritms: no such folder; did you mean 'algorithms'?"),
+        (["report", "results/algoritms"], "no such folder; did you mean 'algorithms'?"),
+        (["eval"], "eval: name a run's folder, an experiment, or --completions FILE"),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_anything_slow_is_imported(words, said):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'omegaconf', 'pandas'));"
+        " import run; sys.exit(run.main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
