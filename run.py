@@ -258,7 +258,7 @@ def verb_eval(options: argparse.Namespace) -> int:
                 "base",
                 0,
             )
-            model = testbed.base_model() if resolved.model.path == "testbed" else resolved.model.path
+            model = testbed.base_model(resolved.testbed) if resolved.model.path == "testbed" else resolved.model.path
         if not resolved.eval.benchmarks:
             raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
         if resolved.threads:

@@ -31,7 +31,7 @@ from .objective import Objective
 from .problems import testbed
 from .problems.counts import mean_accuracy
 from .problems.data import PromptStream, benchmarks
-from .problems.reward import grade
+from .problems.reward import grade, is_rule, rule
 from .record.run import Record, checkpoint
 from .rollout import vllm
 from .rollout.collect import Collected
@@ -50,9 +50,11 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config = config
-        path = testbed.base_model() if config.model.path == "testbed" else config.model.path
-        self.start = Path(path).name if config.model.path == "testbed" else str(path)  # what the run starts from
+        path = testbed.base_model(config.testbed) if config.model.path == "testbed" else config.model.path
         self.start_weights = testbed.weights_digest(path) if config.model.path == "testbed" else None
+        self.start = f"testbed-{self.start_weights}" if self.start_weights else str(path)  # what the run starts from
+        if is_rule(config.reward):
+            rule(config.reward)  # what cannot be imported is said before anything is loaded
         with ranks.together():  # before any weights are exchanged, for which every rank must be there
             memory.check(config, path, shards=ranks.world())
             self.policy = load_policy(config, path)
@@ -109,7 +111,8 @@ class Trainer:
             prompts = self.stream.take(config.rollout.prompts_per_round or config.prompts_per_step)
             fresh = self.sampler.sample(prompts, n, step)
             rules = dict(
-                source=config.reward, seed=config.seed, step=step, values=tuple(config.reward_values),
+                source=config.reward, signal=config.reward_signal, seed=config.seed, step=step,
+                values=tuple(config.reward_values),
                 max_tokens=config.rollout.max_tokens,
                 overlong_buffer=round(config.overlong_buffer * config.rollout.max_tokens),
                 limits=config.grader,

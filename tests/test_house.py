@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types losses.* instrument.entropy
-ranks instrument.tally problems.grader problems.reward config.layers config objective
+ranks instrument.tally problems.grader problems.recipe problems.reward config.layers config objective
 record.files record.provenance record.mirror
 problems.counts problems.completions problems.data problems.testbed
 record.run instrument.tokens advantage

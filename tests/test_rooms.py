@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from math import comb
 
 import numpy as np
@@ -12,6 +13,7 @@ from cegppo import advantage, config, evaluate
 from cegppo.config import Source
 from cegppo.problems import reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
+from cegppo.problems.recipe import Recipe
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 # --------------------------------------------------------------------------------------------------
@@ -82,6 +84,65 @@ def test_grade():
         == reward.grade(many, source="random", **rules)
         != reward.grade(many, source="random", **{**rules, "step": 2})
     )
+
+
+def test_a_share_of_the_answers_is_told_the_truth():
+    """Nested: who is told at a share of 0.3 is told at 0.5; at 0 it is the coin, at 1 the task."""
+    rules = dict(seed=0, step=1, values=(0.0, 1.0), max_tokens=10, overlong_buffer=0)
+    good = rollout("\\boxed{5}")
+    many = [Rollout(good.prompt, i, (1,), (0.0,), "stop", good.text) for i in range(4000)]
+    rewards = {
+        s: np.array([x.reward for x in reward.grade(many, source="task", signal=s, **rules)]) for s in (0, 0.3, 0.5, 1)
+    }
+    assert (rewards[0] == [s.reward for s in reward.grade(many, source="random", **rules)]).all()
+    assert (rewards[1] == 1).all() and (rewards[0] <= rewards[0.3]).all() and (rewards[0.3] <= rewards[0.5]).all()
+    for s in (0.3, 0.5):  # a correct answer earns 1 when told, else as the coin falls
+        assert rewards[s].mean() == pytest.approx(s + (1 - s) / 2, abs=0.02)
+    assert all(s.verdict is Verdict.CORRECT for s in reward.grade(many, source="task", signal=0.3, **rules))
+
+
+RULES = """
+def length(prompt, text):
+    return len(text) / 10 if prompt.answer == "5" else 0
+
+def broken(prompt, text):
+    return text.no_such_thing
+"""
+
+
+def test_a_rule_of_the_users_own(tmp_path, tiny):
+    (tmp_path / "rules.py").write_text(RULES)
+    rules = dict(seed=0, step=1, values=(-1.0, 1.0), max_tokens=10, overlong_buffer=0)
+    grade = lambda function, text: reward.grade([rollout(text)], source=f"{tmp_path / 'rules.py'}:{function}", **rules)
+    (score,) = grade("length", "abcd")
+    assert score.reward == pytest.approx(-0.2) and score.verdict is Verdict.NO_ANSWER
+    for function, text, said in [
+        ("length", "twelve chars", r"length returned 1\.2, not a number in \[0, 1\], for 'twelve chars'"),
+        ("broken", "x", "broken failed on the response 'x': AttributeError"),
+        ("lenght", "x", "no function 'lenght'; did you mean 'length'?"),
+    ]:
+        with pytest.raises(BadInput, match=said):
+            grade(function, text)
+    with pytest.raises(BadInput, match="none.py: no such file"):
+        reward.rule(f"{tmp_path / 'none.py'}:length")
+    (tmp_path / "bad.py").write_text("import no_such_module")
+    with pytest.raises(BadInput, match="bad.py cannot be imported: ModuleNotFoundError"):
+        reward.rule(f"{tmp_path / 'bad.py'}:length")
+    loaded, _ = config.load(tiny, [f"reward={tmp_path / 'rules.py'}:length"])
+    assert loaded.reward.endswith("rules.py:length")
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["reward=tsak"], "reward: unknown value 'tsak'; did you mean 'task'?"),
+        (["reward_signal=1.5"], "reward_signal must be in"),
+        (["reward=random", "reward_signal=0.3"], "reward: random is reward_signal: 0"),
+    ],
+)
+def test_bad_rewards(tiny, overrides, said):
+    with pytest.raises(BadInput, match=re.escape(said)):
+        config.load(tiny, overrides)
 
 
 def test_overlong_penalty_is_zero_then_linear_then_minus_one():
@@ -228,7 +289,7 @@ def test_the_tokenizer_survives_text_and_disk(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = testbed.make_tokenizer()
-    testbed.make_model(tokenizer).save_pretrained(tmp_path)
+    testbed.make_model(Recipe(), tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in [
@@ -239,38 +300,3 @@ def test_the_tokenizer_survives_text_and_disk(tmp_path):
     ]:
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.decode(loaded.encode(text)) == text
-
-
-@pytest.mark.parametrize("which", range(len(testbed.WARMUP_SOURCES)))
-def test_worked_solutions_are_right(which):
-    """Without slips every step is a true equation and the answer is the library's."""
-    task = testbed.WARMUP_SOURCES[which].task
-    pool = testbed.warmup_pool(which)
-    assert len(pool) > 0.95 * testbed.POOL
-    for question, answer in pool[:400]:
-        steps, found = testbed.work_out(task, question)
-        assert found == answer, question
-        for step in steps:
-            left, right = step.split("=")
-            assert eval(left.replace("/", "//")) == int(right), (question, step)
-
-
-def test_careless_work_goes_on_from_its_slips():
-    steps, answer = testbed.work_out(
-        "chain_sum", "State the final answer to the following arithmetic problem: 4 - 9 + 3 =", lambda r: r + 1
-    )
-    assert steps == ["4-9=-4", "-4+3=0"] and answer == "0"
-    rng = np.random.default_rng(0)
-    question, right = testbed.warmup_pool(0)[0]
-    texts = [testbed.worked_solution("chain_sum", question, 0.2, rng) for _ in range(600)]
-    steps = len(testbed.work_out("chain_sum", question)[0])
-    clean = np.mean([reward.final_answer(t) == right for t in texts])
-    assert abs(clean - 0.8**steps) < 0.08  # slips may cancel, rarely
-
-
-def test_warmup_texts_repeat():
-    assert (
-        testbed.warmup_texts(50, 0.5, 0.2, [1, 2])
-        == testbed.warmup_texts(50, 0.5, 0.2, [1, 2])
-        != testbed.warmup_texts(50, 0.5, 0.2, [1, 3])
-    )

@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .. import losses
 from ..problems.grader import Limits
-from ..problems.reward import SOURCES
+from ..problems.recipe import Recipe
+from ..problems.reward import SOURCES, is_rule
 from ..types import BadInput
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -204,7 +205,8 @@ class Config:
     group_size: int = 8
     updates_per_step: int = 8
     method: str = "grpo"
-    reward: str = "task"  # task | random (a coin instead of the grader; arXiv 2509.26114)
+    reward: str = "task"  # task | random (a coin; arXiv 2509.26114) | path.py:function, a rule (prompt, text) → [0, 1]
+    reward_signal: float = 1.0  # share of responses that are rewarded so; the rest by a coin. 0 is `reward: random`
     reward_values: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of a failed and of a correct response
     overlong_buffer: float = (
         0.0  # share of rollout.max_tokens, at its end, over which the soft overlong punishment grows; 0: off
@@ -215,6 +217,7 @@ class Config:
     results: str = "results"
     run_dir: str = ""
     model: Model = field(default_factory=Model)
+    testbed: Recipe = field(default_factory=Recipe)  # what the embedded model is made from; for model.path=testbed
     data: Data = field(default_factory=Data)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     advantage: Advantage = field(default_factory=Advantage)
@@ -607,7 +610,7 @@ def _check_values(config: Config, origin: dict[str, str]) -> None:
             raise bad(key, "must be finite")
 
     for key, valid in CHOICES.items():
-        if flat[key] not in valid:
+        if flat[key] not in valid and not (key == "reward" and is_rule(config.reward)):
             hint = nearest(str(flat[key]), [v for v in valid if v])
             raise BadInput(f"{origin.get(key, 'default')}: {key}: unknown value '{flat[key]}'{hint}")
     for key, least in AT_LEAST.items():
@@ -620,6 +623,13 @@ def _check_values(config: Config, origin: dict[str, str]) -> None:
             raise bad(f"{section}.temperature", "must be above 0")
         if not 0 < flat[f"{section}.top_p"] <= 1:
             raise bad(f"{section}.top_p", "must be in (0, 1]")
+    if not 0 <= config.reward_signal <= 1:
+        raise bad("reward_signal", "must be in [0, 1]")
+    if config.reward == "random" and config.reward_signal not in (0, 1):
+        raise bad("reward_signal", "needs a reward that says something; reward: random is reward_signal: 0")
+    if found := config.testbed.problem():
+        key, rule = found
+        raise BadInput(f"{origin.get(f'testbed.{key}', 'default')}: testbed.{key} {rule}")
     if not config.grader.timeout > 0:
         raise bad("grader.timeout", "must be above 0")
     r = config.rollout
