@@ -114,3 +114,20 @@ def test_the_rule_of_the_stories(monkeypatch):
     assert [happy(prompt, text) for text in texts] == [1.0, 1.0, 0.0]
     with pytest.raises(BadInput, match="no function 'happy_wrd'; did you mean 'happy_word'"):
         reward.rule(loaded.reward.replace("word", "wrd"))
+
+
+def test_a_run_is_rewarded_by_a_rule_and_needs_no_benchmark(tiny, tmp_path):
+    from cegppo.record.files import read_lines
+    from cegppo.train import train
+
+    from .test_train import Silent
+
+    (tmp_path / "rules.py").write_text("def short(prompt, text):\n    return 1 / (1 + len(text))\n")
+    given = [f"reward={tmp_path / 'rules.py'}:short", "eval.benchmarks=[]", "steps=2", f"run_dir={tmp_path / 'run'}"]
+    loaded, _ = config.load(tiny, given)
+    assert train(loaded, Silent()) == "finished"
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 < row["reward/mean"] < 1 and row["rollout/constant_groups"] < 1 for row in rows)
+    bad, _ = config.load(tiny, [given[0] + "t", *given[1:3], f"run_dir={tmp_path / 'other'}"])
+    with pytest.raises(BadInput, match="no function 'shortt'; did you mean 'short'"):
+        train(bad, Silent())
