@@ -204,5 +204,5 @@ def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, 
         model = checkpoint(target, which)
         return read_config(target, overrides), str(model), target, which, read_state(model)["step"]
     config, _ = load(target, overrides)
-    path = str(testbed.base_model()) if config.model.path == "testbed" else config.model.path
+    path = str(testbed.base_model(config.testbed)) if config.model.path == "testbed" else config.model.path
     return config, path, Path(config.run_dir or Path(config.results) / config.experiment / "base"), "base", 0

@@ -84,7 +84,7 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["update.warmup_steps=-1"], "command line: update.warmup_steps must be at least 0, not -1"),
         (["rollout.vllm.memory_share=1"], "rollout.vllm.memory_share must be above 0 and below 1, not 1.0"),
         (["grader.memory_mb=1"], "command line: grader.memory_mb must be at least 256, not 1"),
-        (["reward=null"], "command line: reward: unknown value 'None'"),
+        (["reward=null"], "reward: Incompatible value 'None'"),
         (["wandb.mode=offlin"], "command line: wandb.mode: unknown value 'offlin'; did you mean 'offline'?"),
         (["rollout.stop=[a]"], "command line: rollout.stop needs rollout.engine=vllm, not ['a']"),
         (["rollout.temperature=0"], "command line: rollout.temperature must be above 0, not 0.0"),
