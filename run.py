@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, keep, report. `python run.py VERB --help` says
+"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help` says
 what a verb takes."""
 
 import argparse
 import difflib
 import importlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -132,6 +133,23 @@ def parser() -> argparse.ArgumentParser:
         ),
     )  # fmt: skip
     report.add_argument("folder", metavar="RUN_FOLDER")
+
+    advise = verbs.add_parser(
+        "advise", help="what another β would do to a run's entropy, from its own ledger",
+        description=(
+            "Print the levers of a run, or of an arm with several seeds: what giving back the gradient outside the "
+            "clip would do to its entropy, per unit of β₁ and β₂, by first order; the line of β along which entropy "
+            "keeps its course; with TARGET the β that first order recommends; and how far such predictions were "
+            "right so far. Nothing is trained."
+        ),
+    )  # fmt: skip
+    advise.add_argument("folder", metavar="RUN_FOLDER")
+    advise.add_argument(
+        "target", metavar="TARGET", nargs="?", help="wanted change of entropy at the end of such a run, nats: +0.1"
+    )
+    advise.add_argument(
+        "--results", default="results", metavar="DIR", help="where recorded sweeps are looked for (default: results)"
+    )
     return root
 
 
@@ -142,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:  # argparse gives up on key=value items that follow an option
         options.overrides += rest
-    if options.verb in ("figures", "report"):  # they read files only, and do without torch
+    if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
         return VERBS[options.verb](options)
     from cegppo import ranks
     from cegppo.types import BadInput
@@ -382,9 +400,27 @@ def verb_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def verb_advise(options: argparse.Namespace) -> int:
+    from analysis import advise, load
+
+    try:
+        target = None if options.target is None else float(options.target)
+        if target is not None and not math.isfinite(target):
+            raise ValueError
+    except ValueError:
+        print(f"error: advise: TARGET '{options.target}' is not a number of nats, e.g. +0.1", file=sys.stderr)
+        return 2
+    try:
+        print(advise.text(Path(options.folder), Path(options.results), target))
+    except load.Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
-    "report": verb_report,
+    "report": verb_report, "advise": verb_advise,
 }  # fmt: skip
 
 if __name__ == "__main__":
