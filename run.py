@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, keep, report. `python run.py VERB --help` says
+"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help` says
 what a verb takes."""
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -130,6 +131,23 @@ def parser() -> argparse.ArgumentParser:
         ),
     )  # fmt: skip
     report.add_argument("folder", metavar="RUN_FOLDER")
+
+    advise = verbs.add_parser(
+        "advise", help="what another β would do to a run's entropy, from its own ledger",
+        description=(
+            "Print the levers of a run, or of an arm with several seeds: what giving back the gradient outside the "
+            "clip would do to its entropy, per unit of β₁ and β₂, by first order; the line of β along which entropy "
+            "keeps its course; with TARGET the β that first order recommends; and how far such predictions were "
+            "right so far. Nothing is trained."
+        ),
+    )  # fmt: skip
+    advise.add_argument("folder", metavar="RUN_FOLDER")
+    advise.add_argument(
+        "target", metavar="TARGET", nargs="?", help="wanted change of entropy at the end of such a run, nats: +0.1"
+    )
+    advise.add_argument(
+        "--results", default="results", metavar="DIR", help="where recorded sweeps are looked for (default: results)"
+    )
     return root
 
 
@@ -144,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    if options.verb in ("figures", "report"):  # they read files only, and do without torch
+    if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
         return VERBS[options.verb](options)
     from cegppo import ranks
     from cegppo.types import BadInput
@@ -168,7 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def what_is_missing(options: argparse.Namespace) -> str | None:
     """What the command line names and is not there, before anything slow is imported."""
-    name = {"train": "experiment", "sweep": "sweep", "report": "folder", "eval": "target"}.get(options.verb)
+    name = {"train": "experiment", "sweep": "sweep", "report": "folder", "advise": "folder", "eval": "target"}.get(
+        options.verb
+    )
     if name is None or options.verb == "eval" and options.completions:
         return None
     given = getattr(options, name) or next(iter(options.overrides), None)
@@ -285,9 +305,27 @@ def verb_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def verb_advise(options: argparse.Namespace) -> int:
+    from analysis import advise, load
+
+    try:
+        target = None if options.target is None else float(options.target)
+        if target is not None and not math.isfinite(target):
+            raise ValueError
+    except ValueError:
+        print(f"error: advise: TARGET '{options.target}' is not a number of nats, e.g. +0.1", file=sys.stderr)
+        return 2
+    try:
+        print(advise.text(Path(options.folder), Path(options.results), target))
+    except load.Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
-    "report": verb_report,
+    "report": verb_report, "advise": verb_advise,
 }  # fmt: skip
 
 if __name__ == "__main__":
