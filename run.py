@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    overrides = dict(
+    overrides: dict[str, Any] = dict(
         nargs="*", metavar="key=value", help="any key of the configuration, e.g. method=grpo seed=1 update.lr=3e-5"
     )
 
@@ -260,8 +261,9 @@ def verb_eval(options: argparse.Namespace) -> int:
             if not (target / "config.yaml").is_file() and not packed(target):
                 raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
             resolved = read_config(target, overrides)
-            model, folder, name = checkpoint(target, options.checkpoint), target, options.checkpoint
-            step = json.loads((model / "state.json").read_text())["step"]
+            model: str | Path = checkpoint(target, options.checkpoint)
+            folder, name = target, options.checkpoint
+            step = json.loads((Path(model) / "state.json").read_text())["step"]
         else:
             if target.suffix != ".yaml":
                 siblings = [p.name for p in target.parent.iterdir()] if target.parent.is_dir() else []
@@ -320,6 +322,7 @@ def verb_sweep(options: argparse.Namespace) -> int:
         if searches:
             print(search.plan(described))
         return 0
+    work: grid.Grid | search.Search
     if searches:
         work = search.Search(described)
         loaded = described.sweep(work.runs)
@@ -333,9 +336,9 @@ def verb_sweep(options: argparse.Namespace) -> int:
             f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({run.folder / 'output.txt'})",
             file=sys.stderr,
         )
-    if not searches and work.already:
+    if isinstance(work, grid.Grid) and work.already:
         print(work.already)
-    if searches:
+    if isinstance(work, search.Search):
         print(work.best())
         work.close()
     return code

@@ -35,6 +35,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ..config import Source, digest
+from ..types import present
 from .data import WARM_UP, Problems
 
 CONNECTIVES = (
@@ -124,7 +125,7 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
             a, b = b, max(0, step(f"{a}%{b}", a % b))
         return steps, str(a)
     if task == "simple_equations":  # sympy writes a·x, a·x ± b, b - a·x
-        left, right = re.search(r": (.*) = (-?\d+)$", question).groups()
+        left, right = present(re.search(r": (.*) = (-?\d+)$", question)).groups()
         match = re.fullmatch(
             r"(?:(?P<before>\d+) - )?(?:(?P<factor>\d+)\*)?[a-z](?: (?P<sign>[+-]) (?P<after>\d+))?", left
         )
@@ -149,7 +150,7 @@ def worked_solution(task: str, question: str, slip_rate: float, rng: np.random.G
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
 
-    steps, answer = work_out(task, question, slip)
+    steps, answer = present(work_out(task, question, slip))
     words = rng.choice(len(CONNECTIVES), size=len(steps), p=ZIPF)
     return "".join(step + CONNECTIVES[word] for step, word in zip(steps, words)) + direct_solution(answer)
 
@@ -167,12 +168,11 @@ def warmup_texts(count: int, direct_share: float, slip_rate: float, seed: list[i
     direct = rng.random(count) < direct_share
     places = rng.integers(POOL, size=count)
     pools = [warmup_pool(which) for which in range(len(WARMUP_SOURCES))]
+    tasks = [present(source.task) for source in WARMUP_SOURCES]
     texts = []
     for kind, at_once, place in zip(kinds, direct, places):
         question, answer = pools[kind][place % len(pools[kind])]
-        solution = (
-            direct_solution(answer) if at_once else worked_solution(WARMUP_SOURCES[kind].task, question, slip_rate, rng)
-        )
+        solution = direct_solution(answer) if at_once else worked_solution(tasks[kind], question, slip_rate, rng)
         texts.append((question + "\n", solution))
     return texts
 
@@ -180,11 +180,9 @@ def warmup_texts(count: int, direct_share: float, slip_rate: float, seed: list[i
 @cache
 def warmup_pool(which: int) -> list[tuple[str, str]]:
     """(question, answer) of the problems of warm-up source `which` that the solver can work out."""
-    problems = Problems(WARMUP_SOURCES[which], WARM_UP, which)
-    pool = [problems.problem(i)[:2] for i in range(POOL)]
-    return [
-        (question, answer) for question, answer in pool if work_out(WARMUP_SOURCES[which].task, question) is not None
-    ]
+    problems, task = Problems(WARMUP_SOURCES[which], WARM_UP, which), present(WARMUP_SOURCES[which].task)
+    pool = [(str(question), answer) for question, answer, _ in map(problems.problem, range(POOL))]
+    return [(question, answer) for question, answer in pool if work_out(task, question) is not None]
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
