@@ -27,7 +27,7 @@ from .record.read import packed, read_config
 from .record.run import checkpoint, fingerprint
 from .rollout import divided
 from .rollout.divided import DividedSampler
-from .types import BadInput, Prompt, Rollout, Verdict
+from .types import BadInput, Prompt, Rollout, Verdict, present
 
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
 
@@ -96,7 +96,7 @@ class Evaluator:
         on where that file ends."""
         with ranks.together():
             kept = Completions(path) if ranks.rank() == 0 else ranks.Elsewhere()
-        rows = ranks.gathered(list(kept.rows) if ranks.rank() == 0 else None)[0]
+        rows = present(ranks.gathered(list(kept.rows) if isinstance(kept, Completions) else None)[0])
         try:
             at_once = max(1, SAMPLES_AT_ONCE // b.k)  # the same whether interrupted or not, so that batches are
             for start in range(len(rows), len(b.prompts), at_once):

@@ -6,13 +6,13 @@ import numpy as np
 
 from .instrument.tally import Tally
 from .rollout.collect import Collected
-from .types import TokenBatch, Verdict
+from .types import TokenBatch, Verdict, present
 
 
 def mismatch(x: TokenBatch) -> tuple[float, float]:
     """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its
     own tokens to the trainer's."""
-    difference_BT = ((x.sampler_logprob_BT - x.old_logprob_BT) * x.mask_BT).abs()
+    difference_BT = ((present(x.sampler_logprob_BT) - x.old_logprob_BT) * x.mask_BT).abs()
     return float(difference_BT.max()), float(difference_BT.sum() / x.mask_BT.sum())
 
 
@@ -38,7 +38,7 @@ def summarize(
     if x is None:
         return made
     tokens = x.mask_BT.sum()
-    made["entropy/mean"] = float((x.old_entropy_BT * x.mask_BT).sum() / tokens)
+    made["entropy/mean"] = float((present(x.old_entropy_BT) * x.mask_BT).sum() / tokens)
     made["mismatch/max"], made["mismatch/mean"] = mismatch(x)
     if norms:
         made["grad/norm"] = float(np.mean(norms))
@@ -47,11 +47,12 @@ def summarize(
         made |= {k: float(v / tally.sums["tokens"].sum()) for k, v in tally.sums.items() if k.startswith("fact/")}
     if critic:
         inside = x.mask_BT.bool()
-        spread, error = x.return_BT[inside].var(), (x.return_BT - x.old_value_BT)[inside].var()
+        return_BT, old_value_BT = present(x.return_BT), present(x.old_value_BT)
+        spread, error = return_BT[inside].var(), (return_BT - old_value_BT)[inside].var()
         made["loss/value"] = critic["loss"] / critic["tokens"]
         made["critic/clip"] = critic["clip"] / critic["tokens"]
         made["critic/grad_norm"] = critic["norm"] / critic["updates"]
-        made["critic/value_mean"] = float(x.old_value_BT[inside].mean())
+        made["critic/value_mean"] = float(old_value_BT[inside].mean())
         made["critic/explained_variance"] = float(1 - error / spread) if spread > 0 else float("nan")
     return made
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .types import MAX_LOG_RATIO, TokenBatch
+from .types import MAX_LOG_RATIO, TokenBatch, present
 
 # Where a loss has no bounds of its own, clip facts say what a clip at these would have cut.
 REFERENCE_CLIP = (0.8, 1.2)
@@ -72,7 +72,7 @@ def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) ->
     by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked token still
     counts in the aggregation's denominator.
     """
-    log_ratio_BT = (x.old_logprob_BT - x.sampler_logprob_BT).detach() * x.mask_BT
+    log_ratio_BT = (x.old_logprob_BT - present(x.sampler_logprob_BT)).detach() * x.mask_BT
     if level == "sequence":
         log_ratio_BT = log_ratio_BT.sum(-1, keepdim=True).expand_as(log_ratio_BT)
     ratio_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -105,7 +105,7 @@ class Objective:
         if t.kl_coef:
             made["kl"] = made["policy"] * t.kl_coef
         if t.nll_coef:
-            right_BT = mini.mask_BT * mini.correct_B[:, None]
+            right_BT = mini.mask_BT * present(mini.correct_B)[:, None]
             made["nll"] = right_BT / right_BT.sum().clamp(min=1) * t.nll_coef
         if t.entropy_coef:
             made["entropy"] = made["policy"] * t.entropy_coef
@@ -127,7 +127,7 @@ class Objective:
             facts = {**facts, "correction": factor_BT, "correction_cut": factor_BT != plain_BT}
         made = {"policy": token_loss_BT}
         if "kl" in scales:
-            made["kl"] = kl_penalty(x.logprob_BT, x.ref_logprob_BT, t.kl_estimator)
+            made["kl"] = kl_penalty(x.logprob_BT, present(x.ref_logprob_BT), t.kl_estimator)
         if "nll" in scales:
             made["nll"] = -x.logprob_BT
         if "entropy" in scales:
@@ -149,7 +149,8 @@ class Weights:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Weights":
         """`change` applied to every tensor."""
-        return Weights(**{k: None if v is None else change(v) for k, v in vars(self).items()})
+        made: dict[str, Any] = {k: None if v is None else change(v) for k, v in vars(self).items()}
+        return Weights(**made)
 
 
 def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[Weights, dict[str, float]]:
@@ -167,9 +168,9 @@ def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> tup
     total_slope_BT, entropy_slope_BT = slope_BT, None
     others = [value.sum() for name, value in terms.items() if name not in ("policy", "entropy")]
     if others:
-        total_slope_BT = slope_BT + torch.autograd.grad(sum(others), logprob_BT)[0]
+        total_slope_BT = slope_BT + torch.autograd.grad(others, logprob_BT)[0]
     if "entropy" in scales:  # of every term: a token loss may read the entropy too
-        (entropy_slope_BT,) = torch.autograd.grad(sum(value.sum() for value in terms.values()), entropy_BT)
+        (entropy_slope_BT,) = torch.autograd.grad([value.sum() for value in terms.values()], entropy_BT)
     low, high = REFERENCE_CLIP
     weights = Weights(
         weight_BT=torch.where(scales["policy"] != 0, -slope_BT / scales["policy"], 0.0),

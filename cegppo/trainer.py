@@ -4,6 +4,7 @@ prompt → rollout → reward → advantage → token loss → update → metric
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ from .rollout.probe import Probe
 from .types import BadInput, Rollout, Score, TokenBatch, Verdict
 from .update import Diverged, update, update_critic
 
-ADVANTAGES = {"group": advantage.group, "centred": advantage.centred, "gae": np.zeros_like}
+ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "group": advantage.group,
+    "centred": advantage.centred,
+    "gae": np.zeros_like,
+}
 
 
 class Trainer:
@@ -72,7 +77,7 @@ class Trainer:
         if self.critic is not None:
             self.critic_optimizer = adamw(self.critic.parameters(), c.critic.lr, c.update)
             self.large |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
-        self.small = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
+        self.small: dict[str, checkpoint.Stateful] = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
 
     @property
     def objective(self) -> Objective:
@@ -129,11 +134,12 @@ class Trainer:
         waits = self.critic is not None and step < c.critic.warmup_steps
         tally, norms, looked = self._updates(collected, minis if not waits else [])
         critic: dict[str, float] = {}
-        for mini in minis if self.critic is not None else []:
+        if self.critic is not None:
             k = c.critic
-            update_critic(
-                self.critic, self.critic_optimizer, self.policy, mini, critic, clip=k.clip, grad_clip=k.grad_clip
-            )
+            for mini in minis:
+                update_critic(
+                    self.critic, self.critic_optimizer, self.policy, mini, critic, clip=k.clip, grad_clip=k.grad_clip
+                )
         self.sampler.load(self.policy)
         end = time.perf_counter()
         made = metrics.summarize(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..objective import Weights
-from ..types import TokenBatch
+from ..types import TokenBatch, present
 from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change
 from .optimizers import Slope, dot, local, momentum_of, put
 from .parts import REST, Parts, fresh_gradients
@@ -43,8 +43,11 @@ EXACT_BYTES = 256 << 20  # for the parameters and directions of a step's updates
 class Statistics(Protocol):
     """Of the N response tokens of a batch, [N] each."""
 
-    logprob_N: Tensor
-    entropy_N: Tensor
+    @property
+    def logprob_N(self) -> Tensor: ...
+
+    @property
+    def entropy_N(self) -> Tensor: ...
 
 
 class Model(Protocol):
@@ -82,7 +85,7 @@ class Seen:
     def blank(cls, mini: TokenBatch) -> "Seen":
         zeros = lambda: torch.zeros_like(mini.mask_BT)
         codes = lambda: torch.zeros_like(mini.mask_BT, dtype=torch.int64)
-        return cls(mini, zeros(), codes(), codes(), *(zeros() for _ in range(6)))
+        return cls(mini, zeros(), codes(), codes(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
 
 
 class Ledger:
@@ -146,7 +149,9 @@ class Ledger:
             "total_slope": w.total_slope_BT,
             "entropy_slope": torch.zeros_like(x.mask_BT) if w.entropy_slope_BT is None else w.entropy_slope_BT,
             "lever": -bound_BT * x.advantage_BT * scale_BT,
-            "logit": entropy_change(-w.slope_BT, x.logprob_BT, x.entropy_BT, x.sum_p2_BT, x.sum_p2_logp_BT),
+            "logit": entropy_change(
+                -w.slope_BT, x.logprob_BT, x.entropy_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT)
+            ),
             "scale": scale_BT,
         }
         for name, value_BT in facts.items():
@@ -188,7 +193,8 @@ class Ledger:
             later: list[Tensor] | None = None  # Σ β₁^(u−v) direction_u over the updates u after v
             for seen in reversed(self.seen):
                 self._influence(seen, later)
-                later = [self.beta1 * (d if later is None else d + later[i]) for i, d in enumerate(seen.direction)]
+                own = present(seen.direction)
+                later = [self.beta1 * (d if later is None else d + later[i]) for i, d in enumerate(own)]
                 seen.theta = seen.direction = None
             put(self.parameters, now)
         made = self._metrics(self._probe_entropy())
@@ -219,7 +225,7 @@ class Ledger:
         This rank's part of each sum, a parameter at a time: no buffer of all of them is made.
         """
         made = dict.fromkeys(("step", "gradient", "momentum", "decay", "step_square", "left_square"), 0.0)
-        for p, entropy_slope, theta in zip(self.parameters, seen.direction, seen.theta):
+        for p, entropy_slope, theta in zip(self.parameters, present(seen.direction), present(seen.theta)):
             slope = Slope.of(self.optimizer, p, theta)
             taken, at_once = local(p.detach()) - theta, slope.at_once * slope.gradient
             parts = {"step": taken, "gradient": at_once, "momentum": slope.carried, "decay": slope.shrunk}
@@ -250,7 +256,7 @@ class Ledger:
         for kind, direction in (("predicted", seen.direction), ("carried", later)):
             if direction is None:
                 continue
-            j_BT, entropy_j_BT = (v * seen.clip for v in self._along(seen.theta, direction, rows))
+            j_BT, entropy_j_BT = (v * seen.clip for v in self._along(present(seen.theta), direction, rows))
             for c, name in enumerate(CLASSES[1:], 1):
                 add(f"{kind}_{name}", torch.where(code == c, slope * j_BT, 0.0))
             other_BT = total_slope - torch.where(code > 0, slope, 0.0)

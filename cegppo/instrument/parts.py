@@ -7,7 +7,7 @@ pass and a parameter-sized buffer for each cell, so it looks at one update of a 
 `diagnostics.parts` is on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ REST = ("momentum", "decay", "other")  # parts of a step that are no class of to
 
 
 @contextmanager
-def fresh_gradients(parameters: list[Tensor]):
+def fresh_gradients(parameters: list[Tensor]) -> Iterator[None]:
     """Inside, .grad is empty; afterwards it is what it was."""
     kept = [p.grad for p in parameters]
     for p in parameters:
@@ -76,7 +76,8 @@ class Parts:
         """After the step: metrics (docs/metrics.md). `entropy()` measures the probe's, which was
         `before` it. Leaves the parameters as they are."""
         now = [local(p.detach()).clone() for p in self.parameters]
-        whole, parts = [], {name: [] for name in (*self.gradients, "momentum", "decay")}
+        whole: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {name: [] for name in (*self.gradients, "momentum", "decay")}
         for i, (p, theta) in enumerate(zip(self.parameters, self.theta)):
             slope = Slope.of(self.optimizer, p, theta)
             whole.append(slope.gradient / self.clip)

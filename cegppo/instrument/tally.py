@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..objective import Weights
-from ..types import TokenBatch
+from ..types import TokenBatch, present
 from .entropy import (
     BY_PROBABILITY,
     CLASSES,
@@ -54,7 +54,7 @@ class Tally:
         for a token mean)."""
         inside = x.mask_BT.bool()
         fields = (
-            x.logprob_BT, x.entropy_BT, x.advantage_BT, x.sum_p2_BT, x.sum_p2_logp_BT, x.log_ratio_BT,
+            x.logprob_BT, x.entropy_BT, x.advantage_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT), x.log_ratio_BT,
             w.weight_BT * scale_BT, scale_BT, w.clip_low_BT, w.clip_high_BT,
         )  # fmt: skip
         # Few large operations: this runs every update.

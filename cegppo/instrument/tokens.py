@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..objective import Weights
-from ..types import Group, TokenBatch
+from ..types import Group, TokenBatch, present
 from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change, gradient_contribution
 from .ledger import Seen
 
@@ -41,19 +41,20 @@ class TokenRecord:
 
     def add(self, x: TokenBatch, w: Weights, scale_BT: torch.Tensor) -> None:
         """The tokens of a micro-batch of update number `self.update`."""
-        b_N, t_N = torch.nonzero(x.mask_BT * self.chosen.to(x.mask_BT.device)[x.row_B][:, None], as_tuple=True)
+        row_B = present(x.row_B)
+        b_N, t_N = torch.nonzero(x.mask_BT * self.chosen.to(x.mask_BT.device)[row_B][:, None], as_tuple=True)
         pick = lambda value_BT: value_BT[b_N, t_N].detach().double()
         logprob, entropy, advantage, log_ratio = map(pick, (x.logprob_BT, x.entropy_BT, x.advantage_BT, x.log_ratio_BT))
-        weight, sum_p2, ratio = pick(w.weight_BT), pick(x.sum_p2_BT), log_ratio.exp()
+        weight, sum_p2, ratio = pick(w.weight_BT), pick(present(x.sum_p2_BT)), log_ratio.exp()
         code = self.rule.codes(logprob, entropy, advantage).tolist()
         side = clip_side(ratio, advantage, pick(w.clip_low_BT), pick(w.clip_high_BT)).tolist()
         numbers = {
             "prob": logprob.exp(), "old_prob": pick(x.old_logprob_BT).exp(), "entropy": entropy,
             "advantage": advantage, "ratio": ratio, "weight": weight, "scale": pick(scale_BT),
             "gradient": gradient_contribution(weight, logprob.exp(), sum_p2),
-            "dentropy": entropy_change(weight, logprob, entropy, sum_p2, pick(x.sum_p2_logp_BT)),
+            "dentropy": entropy_change(weight, logprob, entropy, sum_p2, pick(present(x.sum_p2_logp_BT))),
         }  # fmt: skip
-        row, place = x.row_B[b_N].tolist(), t_N.tolist()
+        row, place = row_B[b_N].tolist(), t_N.tolist()
         of = lambda kind, value: np.array([value(self.rollouts[r]) for r in row], dtype=kind)
         self._places.append((self.update, np.array(row, dtype=np.int64)))
         self.parts.append(
@@ -79,8 +80,8 @@ class TokenRecord:
     def finish(self, seen: list[Seen]) -> None:
         """Add what each token did to the entropy, update by update."""
         for part, (update, row_N) in zip(self.parts, self._places):
-            influence_BT, row_B = seen[update].influence_BT, seen[update].mini.row_B.tolist()
-            place = {row: b for b, row in enumerate(row_B)}
+            influence_BT, row_B = present(seen[update].influence_BT), present(seen[update].mini.row_B)
+            place = {row: b for b, row in enumerate(row_B.tolist())}
             j = influence_BT.cpu().double().numpy()[[place[r] for r in row_N.tolist()], part["position"]]
             # λ = −w · scale, so that ΔH = λ J is w times this.
             influence = -part["scale"] * j

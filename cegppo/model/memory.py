@@ -9,8 +9,7 @@ what is uncertain (docs/memory.md): a configuration that passes may still run ou
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..config import Config
 from ..types import BadInput
@@ -20,14 +19,14 @@ from .policy import choose_device
 GIB = 2**30
 
 
-def estimate(config: Config, model: nn.Module, device: str, shards: int = 1) -> dict[str, float]:
+def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 1) -> dict[str, float]:
     """Bytes on `device` ("cpu" or "cuda") by what takes them. `model` may be on the meta device.
     `shards`: processes that share weights."""
     c, m, update = model.config, config.model, config.update
     parameters = sum(p.numel() for p in model.parameters())
     decoder = sum(p.numel() for p in model.get_decoder().parameters())
     moments = 0 if update.offload_optimizer and device != "cpu" else 8
-    made = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": moments * parameters}
+    made: dict[str, float] = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": moments * parameters}
     if m.dtype == "bfloat16":
         made["bf16 weights"] = 2 * parameters
     if update.kl_coef:
@@ -46,7 +45,7 @@ def estimate(config: Config, model: nn.Module, device: str, shards: int = 1) -> 
     return made
 
 
-def activation_bytes(c, dtype: str, checkpointing: bool) -> float:
+def activation_bytes(c: PretrainedConfig, dtype: str, checkpointing: bool) -> float:
     """Bytes a token that the layers of a Llama- or Qwen-like decoder keep for the backward pass."""
     width, layers = c.hidden_size, c.num_hidden_layers
     inner = getattr(c, "intermediate_size", None) or 4 * width  # what models that do not say it have

@@ -1,6 +1,7 @@
 """AdamW, with moments that may wait in the CPU's memory."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ class OffloadedAdamW(torch.optim.AdamW):
     The same steps, bit for bit."""
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> Any:
         (group,) = self.param_groups  # one is all that is ever made
         parameters = group["params"]
         try:

@@ -7,16 +7,17 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
 from ..config import Model
-from ..types import ORIGINS, BadInput, Rollout, TokenBatch
+from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present
 from . import parallel
 from .attention import checkpointed, packed_states, predicting_states
 from .head import TokenStatistics, head_statistics, token_statistics
@@ -57,7 +58,7 @@ class Policy:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         temperature: float = 1.0,
         micro_batch_tokens: int = 16384,
@@ -80,7 +81,7 @@ class Policy:
         dtype: str = "float32",
         packing: str = "auto",
         checkpointing: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> "Policy":
         """From a `save_pretrained` folder or a hub id; the weights in fp32. Raises BadInput when it
         cannot be read.
@@ -145,7 +146,7 @@ class Policy:
         return ((name, parallel.whole(p.detach())) for name, p in self.model.named_parameters())
 
     @contextmanager
-    def whole(self) -> Iterator[nn.Module]:
+    def whole(self) -> Iterator[PreTrainedModel]:
         """The model with whole weights, for as long as it is needed: what samples and what is
         saved. Every rank takes part."""
         if self._replica is None:
@@ -215,7 +216,7 @@ class Policy:
         sharded weights demand: where another rank has more, the last ones are row 0 without
         response tokens.
         """
-        total_B = (x.prompt_len_B + x.length_B.long()).tolist()
+        total_B = (present(x.prompt_len_B) + x.length_B.long()).tolist()
         plans = [list(self._packed(rows, total_B)) for rows in ranks.shares(total_B, ranks.world())]
         mine = plans[ranks.rank()]
         for rows in mine:
@@ -288,9 +289,10 @@ def without_tokens(x: TokenBatch) -> TokenBatch:
     """Row 0 of `x` cut to two tokens of which none is a response's: a forward pass that costs
     next to nothing and adds nothing."""
     row = x.rows(torch.tensor([0]))
-    row = row.but(mask_BT=torch.zeros_like(row.mask_BT), prompt_len_B=torch.full_like(row.prompt_len_B, 2))
+    two_B = torch.full_like(present(row.prompt_len_B), 2)
+    row = row.but(mask_BT=torch.zeros_like(row.mask_BT), prompt_len_B=two_B)
     row = row.rows(torch.tensor([0]))  # the fields [B, T] to one place
-    return row.but(sequence_BS=x.sequence_BS[:1, :2])
+    return row.but(sequence_BS=present(x.sequence_BS)[:1, :2])
 
 
 def scatter(value_N: Tensor, mask_BT: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def start_mirror(config: Config, folder: Path) -> Mirror | None:
     except Exception as error:  # a broken installation of a mirror is no reason not to train
         print(f"wandb cannot be imported: {str(error).splitlines()[0][:200]}", file=sys.stderr)
         return None
-    settings = dict(
+    settings: dict[str, Any] = dict(
         project=config.wandb.project, dir=str(folder), config=config.to_dict(),
         group=f"{config.experiment}/{config.arm}",
         name=f"{config.experiment}/{config.arm}/seed{config.seed}", resume="allow",
@@ -59,9 +59,8 @@ def start_mirror(config: Config, folder: Path) -> Mirror | None:
         try:
             # The same id for a resumed run; another one a mode, because a failed start keeps its id
             # busy. A sweep's agent names its own.
-            run = wandb.init(
-                **settings, id=os.environ.get("WANDB_RUN_ID") or mine(attempt), mode=attempt, settings=quiet
-            )
+            settings |= {"id": os.environ.get("WANDB_RUN_ID") or mine(attempt), "mode": attempt}
+            run = wandb.init(**settings, settings=quiet)
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
             return Mirror(run)

@@ -7,6 +7,7 @@ another has `taken_from` in its meta.json, and no metrics of its own.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def read_config(folder: Path, overrides: list[str] = ()) -> Config:
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a run, with overrides. Raises BadInput."""
     line = packed(folder)
     return resolved(folder / "config.yaml", overrides, line and line["config"])

@@ -3,9 +3,12 @@ have in common."""
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..types import Prompt, Rollout
+
+if TYPE_CHECKING:
+    from ..model.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Sampler:
 
     rules: Sampling
     identity: list[Any]  # what the samples depend on besides weights and rules
+
+    def load(self, policy: "Policy") -> None:
+        """Hand over the weights of `policy`. Every rank takes part."""
+        raise NotImplementedError
 
     def but(self, **rules: Any) -> Self:
         """A sampler of the same engine and weights with other rules."""

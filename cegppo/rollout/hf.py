@@ -11,10 +11,12 @@ batch).
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..model.policy import Policy
@@ -40,7 +42,7 @@ class SliceLayer(CacheLayerMixin):
         self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
@@ -136,17 +138,17 @@ class HFSampler(Sampler):
             start = stop
 
     @torch.inference_mode()
-    def _decode(self, model: nn.Module, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
+    def _decode(self, model: PreTrainedModel, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
         device = self.policy.device
         decoder, head = model.get_decoder(), model.get_output_embeddings()
         eos = self.policy.tokenizer.eos_token_id
         prompt_len = np.array([len(p.token_ids) for p, _ in jobs])
         shortest, longest = int(prompt_len.min()), int(prompt_len.max())
         total = longest + self.rules.max_tokens
-        token_BS = np.full((len(jobs), total), eos, dtype=np.int64)
+        given = np.full((len(jobs), total), eos, dtype=np.int64)
         for row, (prompt, _) in enumerate(jobs):
-            token_BS[row, : prompt_len[row]] = prompt.token_ids
-        token_BS = torch.from_numpy(token_BS).to(device)
+            given[row, : prompt_len[row]] = prompt.token_ids
+        token_BS = torch.from_numpy(given).to(device)
         logprob_BS = torch.zeros(token_BS.shape, device=device)
         draws = np.zeros(token_BS.shape)
         for row, (prompt, index) in enumerate(jobs):

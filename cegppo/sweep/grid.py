@@ -149,12 +149,13 @@ class Description:
         )
 
 
-def describe(path: str | Path, overrides: list[str] = ()) -> Description:
+def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
     """Read sweep file `path`. `overrides` are for every run, those that begin with `sweep.` for
     the sweep. Raises BadInput."""
     path = Path(path)
     tree = _read(path)
-    mine, rest = {}, []
+    mine: dict[str, Any] = {}
+    rest: list[str] = []
     for item in overrides:
         if item.startswith("sweep."):
             mine |= parse_overrides([item.removeprefix("sweep.")])
