@@ -143,7 +143,7 @@ class Trainer:
         self.sampler.load(self.policy)
         end = time.perf_counter()
         made = metrics.summarize(
-            collected, x, Tally.merged(ranks.gathered(tally)), norms, metrics.total(ranks.gathered(critic))
+            collected, x, Tally.merged(ranks.gathered(tally.settled())), norms, metrics.total(ranks.gathered(critic))
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
@@ -156,7 +156,7 @@ class Trainer:
         """The policy's updates of a step: their tally, their gradient norms, and the ledger's
         entries in a step that is looked at."""
         c, d, objective = self.config, self.config.diagnostics, self.objective
-        tally, norms, ledger = Tally(), [], None
+        tally, norms, ledger = Tally(self.rule), [], None
         self.tokens = None
         if minis and d.every > 0 and (self.step + 1) % d.every == 0:
             self.begin()
@@ -176,7 +176,7 @@ class Trainer:
             norms.append(
                 update(
                     self.policy, self.optimizer, mini, objective, tally,
-                    grad_clip=c.update.grad_clip, rule=self.rule, ledger=ledger, tokens=self.tokens,
+                    grad_clip=c.update.grad_clip, ledger=ledger, tokens=self.tokens,
                 )
             )  # fmt: skip
         if ledger is None or self.tokens is None:
