@@ -1,18 +1,20 @@
-"""What the instrument costs: a step with the per-token part on against off, and the ledger's
-seconds.
+"""What the instrument costs: a step with the per-token part on against off, and a looked-at step
+against an ordinary one.
 
-Off means: log-probabilities only, no entropies, no power sums, no tally. On and off take turns on
-the same state.
+Off means: log-probabilities only, no entropies, no power sums, no tally. What is compared takes
+turns on the same state. CPU time of the process, which a busy machine leaves alone.
 
-* testbed: the whole step (rollout, grading, 16 updates);
-* a vocabulary of 151,936: one update's forward, statistics and backward from hidden states of width
-  1,536 on.
+* per update, testbed: the whole step (rollout, grading, 32 updates of 8 responses);
+* per update, a vocabulary of 151,936: one update's forward, statistics and backward from hidden
+  states of width 1,536 on;
+* looked at: the default, and 512 responses in 8 updates (experiments/regimes/task.yaml).
 
     python benchmarks/instrument.py
 """
 
-import statistics
+import copy
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -45,28 +47,48 @@ def instrument_off():
         policy.token_statistics, Tally.add_tokens = kept
 
 
-def on_testbed() -> tuple[str, float]:
-    loaded, _ = config.load("experiments/testbed.yaml", ["method=cegppo", "diagnostics.every=0"])
-    trainer = Trainer(loaded)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for n in range(ROUNDS + 1):
-        state = {k: v.clone() for k, v in trainer.policy.model.state_dict().items()}
-        counters = trainer.step, trainer.stream.state()
-        for on in (True, False) if n % 2 else (False, True):  # the same step twice, from the same weights
-            trainer.policy.model.load_state_dict(state)
-            trainer.step = counters[0]
-            trainer.stream.restore(counters[1])
-            start = time.perf_counter()
-            if on:
-                trainer.run_step()
-            else:
-                with instrument_off():
-                    trainer.run_step()
+def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each kind of step, in turn from the same state, after a round that does not
+    count."""
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for n in range(rounds + 1):
+        weights = {k: v.clone() for k, v in trainer.policy.model.state_dict().items()}
+        moments = copy.deepcopy(trainer.optimizer.state_dict())
+        step, stream = trainer.step, trainer.stream.state()
+        for name in list(kinds) if n % 2 else reversed(kinds):
+            trainer.policy.model.load_state_dict(weights)
+            trainer.optimizer.load_state_dict(copy.deepcopy(moments))
+            trainer.step = step
+            trainer.stream.restore(stream)
+            start = time.process_time()
+            kinds[name]()
             if n:
-                times[on].append(time.perf_counter() - start)
-    loaded.diagnostics.every = 1
-    ledgers = [trainer.run_step()["time/ledger"] for _ in range(3)]
-    return ratio_line("testbed, whole step", times[True], times[False]), statistics.median(ledgers)
+                times[name].append(time.process_time() - start)
+    return times
+
+
+def per_update() -> str:
+    trainer = Trainer(config.load("experiments/testbed.yaml", ["method=cegppo", "diagnostics.every=0"])[0])
+
+    def off() -> None:
+        with instrument_off():
+            trainer.run_step()
+
+    times = alternate(trainer, {"on": lambda: trainer.run_step(), "off": off}, ROUNDS)
+    return ratio_line("testbed, whole step", times["on"], times["off"])
+
+
+def looked_at(experiment: str, parts: bool, rounds: int = 4) -> str:
+    trainer = Trainer(config.load(experiment, ["method=cegppo", f"diagnostics.parts={parts}"])[0])
+    trainer.begin()
+
+    def step(every: int) -> None:
+        trainer.config.diagnostics.every = every
+        trainer.run_step()
+
+    times = alternate(trainer, {"looked": lambda: step(1), "not": lambda: step(0)}, rounds)
+    name = f"{experiment}{', one update taken apart' if parts else ''}"
+    return ratio_line(name, times["looked"], times["not"])
 
 
 def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_936) -> str:
@@ -81,26 +103,31 @@ def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_93
         if on:
             now = [v.detach()[None] for v in (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)]
             x = TokenBatch(now[0], now[0], ones, ones, now[1], now[2], now[3])
-            Tally().add_tokens(x, Weights(ones, ones, ones, None, 0.8 * ones, 1.2 * ones), ones / tokens)
+            tally = Tally()
+            tally.add_tokens(x, Weights(ones, ones, ones, None, 0.8 * ones, 1.2 * ones), ones / tokens)
+            tally.settled()
         s.logprob_N.mean().backward()
         head.weight.grad = hidden.grad = None
 
     times: dict[bool, list[float]] = {True: [], False: []}
     for n in range(4):
         for on in (True, False):
-            start = time.perf_counter()
+            start = time.process_time()
             once(on)
             if n:
-                times[on].append(time.perf_counter() - start)
+                times[on].append(time.process_time() - start)
     return ratio_line(f"{tokens} tokens × {vocabulary:,}, head and statistics only", times[True], times[False])
 
 
 def main() -> None:
     print(machine(), "\n")
-    line, ledger = on_testbed()
-    print(f"|  | on | off | on / off |\n|---|---|---|---|\n{line}", flush=True)
-    print(at_vocabulary())
-    print(f"\nthe ledger of one update on the testbed: {ledger:.2f} s")
+    print("| per update | on | off | on / off |\n|---|---|---|---|")
+    print(per_update(), flush=True)
+    print(at_vocabulary(), flush=True)
+    print("\n| a looked-at step | looked at | ordinary | ratio |\n|---|---|---|---|")
+    for experiment in ("experiments/testbed.yaml", "experiments/regimes/task.yaml"):
+        for parts in (False, True):
+            print(looked_at(experiment, parts), flush=True)
 
 
 if __name__ == "__main__":
