@@ -1,5 +1,5 @@
-"""The converter of llama2.c's files on a made-up tiny one, the beginnings, and the rule that rewards
-them."""
+"""The converter of llama2.c's files on a made-up tiny one, the beginnings, and the rule that
+rewards them."""
 
 import json
 import re
@@ -27,7 +27,8 @@ def made_up() -> tuple[bytes, dict[str, np.ndarray]]:
     shapes = dict(
         embedding=(len(pieces), WIDTH), norm1=(LAYERS, WIDTH), wq=(LAYERS, WIDTH, WIDTH), wk=(LAYERS, WIDTH, WIDTH),
         wv=(LAYERS, WIDTH, WIDTH), wo=(LAYERS, WIDTH, WIDTH), norm2=(LAYERS, WIDTH), w1=(LAYERS, HIDDEN, WIDTH),
-        w2=(LAYERS, WIDTH, HIDDEN), w3=(LAYERS, HIDDEN, WIDTH), norm=(WIDTH,), angles=(2, POSITIONS, WIDTH // HEADS // 2),
+        w2=(LAYERS, WIDTH, HIDDEN), w3=(LAYERS, HIDDEN, WIDTH), norm=(WIDTH,),
+        angles=(2, POSITIONS, WIDTH // HEADS // 2),
     )  # fmt: skip
     weights = {name: rng.normal(size=shape).astype("<f4") for name, shape in shapes.items()}
     header = struct.pack("<7i", WIDTH, HIDDEN, LAYERS, HEADS, HEADS, len(pieces), POSITIONS)
