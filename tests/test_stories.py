@@ -1,4 +1,5 @@
-"""The converter of llama2.c's files on a made-up tiny one, the beginnings, and their rule."""
+"""The converter of llama2.c's files on a made-up tiny one, the beginnings, and the rule that
+rewards them."""
 
 import json
 import re
