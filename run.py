@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, keep, report. `python run.py VERB --help` says
-what a verb takes."""
+"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help`
+says what a verb takes."""
 
 import argparse
 import difflib
-import importlib
-import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -133,6 +132,23 @@ def parser() -> argparse.ArgumentParser:
         ),
     )  # fmt: skip
     report.add_argument("folder", metavar="RUN_FOLDER")
+
+    advise = verbs.add_parser(
+        "advise", help="what another β would do to a run's entropy, from its own ledger",
+        description=(
+            "Print the levers of a run, or of an arm with several seeds: what giving back the gradient outside the "
+            "clip would do to its entropy, per unit of β₁ and β₂, by first order; the line of β along which entropy "
+            "keeps its course; with TARGET the β that first order recommends; and how far such predictions were "
+            "right so far. Nothing is trained."
+        ),
+    )  # fmt: skip
+    advise.add_argument("folder", metavar="RUN_FOLDER")
+    advise.add_argument(
+        "target", metavar="TARGET", nargs="?", help="wanted change of entropy at the end of such a run, nats: +0.1"
+    )
+    advise.add_argument(
+        "--results", default="results", metavar="DIR", help="where recorded sweeps are looked for (default: results)"
+    )
     return root
 
 
@@ -143,7 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error(f"unrecognized arguments: {' '.join(strange)}")
     if rest:  # argparse gives up on key=value items that follow an option
         options.overrides += rest
-    if options.verb in ("figures", "report"):  # they read files only, and do without torch
+    missing = what_is_missing(options)
+    if missing:
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
+    if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
         return VERBS[options.verb](options)
     from cegppo import ranks
     from cegppo.types import BadInput
@@ -163,6 +183,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     ranks.leave()
     return code
+
+
+def what_is_missing(options: argparse.Namespace) -> str | None:
+    """What the command line names and is not there, before anything slow is imported."""
+    name = {"train": "experiment", "sweep": "sweep", "report": "folder", "advise": "folder", "eval": "target"}.get(
+        options.verb
+    )
+    if name is None or options.verb == "eval" and options.completions:
+        return None
+    given = getattr(options, name) or next(iter(options.overrides), None)
+    if given is None:
+        return "eval: name a run's folder, an experiment, or --completions FILE"
+    path = Path(given)
+    # A run of a pack has no folder of its own: its sweep's folder has.
+    if path.exists() or any((parent / "runs.jsonl").is_file() for parent in list(path.parents)[:3]):
+        return None
+    kind = "file" if path.suffix == ".yaml" else "folder"
+    beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    siblings = sorted(p.name for p in beside if kind == "folder" or p.suffix == ".yaml")
+    close = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    there = f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(siblings)}" if siblings else ""
+    return f"{path}: no such {kind}{there}"
 
 
 def verb_train(options: argparse.Namespace) -> int:
@@ -204,106 +246,25 @@ def intervals(per_problem: dict) -> dict[str, tuple[float, float]]:
     return {name: stats.bootstrap_mean([values])[1:] for name, values in per_problem.items()}
 
 
-def grade_completions(path: Path, words: list[str]) -> int:
-    """`eval --completions`: no model."""
-    from cegppo import config
-    from cegppo.problems import completions
-    from cegppo.screen import print_eval, print_verdicts
-    from cegppo.types import BadInput
-
-    for word in words:
-        if not config.under(word.partition("=")[0], ("grader",)):
-            raise BadInput(
-                f"eval: '{word}': --completions FILE stands for a run or an experiment, and takes grader.* keys only"
-            )
-    limits = config.of_overrides(words).grader
-    problems = completions.read(path)
-    graded = completions.grade(problems, limits)
-    row, values = completions.summary(path.name, problems, graded)
-    print_eval([row | {"interval": intervals(values)}])
-    print_verdicts(row["verdicts"])
-    counts = {len(found) for found in graded}
-    if len(counts) > 1:
-        print(
-            f"problems have {min(counts)} to {max(counts)} completions: k is the smallest, avg@k and pass@k use"
-            " them all"
-        )
-    print(completions.write(path, problems, graded))
-    return 0
-
-
 def verb_eval(options: argparse.Namespace) -> int:
-    from cegppo.types import BadInput
+    from cegppo.screen import print_eval, print_verdicts
 
     # argparse hands a target that follows an option to the overrides.
     words = [*([options.target] if options.target else []), *options.overrides]
     if options.completions:
-        return grade_completions(Path(options.completions), words)
-    if not words:
-        raise BadInput("eval: name a run's folder, an experiment, or --completions FILE")
+        from cegppo.problems import completions
 
-    import torch
+        row, note, out = completions.grade_file(Path(options.completions), words, intervals)
+        print_eval([row])
+        print_verdicts(row["verdicts"])
+        print(*filter(None, [note, str(out)]), sep="\n")
+        return 0
+    from cegppo import ranks
+    from cegppo.evaluate import evaluate_target
 
-    from cegppo import config, ranks
-    from cegppo.config import nearest
-    from cegppo.evaluate import evaluator, longest_answer, per_problem
-    from cegppo.model.policy import load_policy
-    from cegppo.problems import data, testbed
-    from cegppo.record.files import read_lines, write_whole
-    from cegppo.record.read import packed, read_config
-    from cegppo.record.run import checkpoint, fingerprint
-    from cegppo.rollout import divided
-    from cegppo.screen import print_eval
-
-    target, overrides = Path(words[0]), words[1:]
-    with ranks.together():
-        if target.is_dir():
-            if not (target / "config.yaml").is_file() and not packed(target):
-                raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
-            resolved = read_config(target, overrides)
-            model: str | Path = checkpoint(target, options.checkpoint)
-            folder, name = target, options.checkpoint
-            step = json.loads((Path(model) / "state.json").read_text())["step"]
-        else:
-            if target.suffix != ".yaml":
-                siblings = [p.name for p in target.parent.iterdir()] if target.parent.is_dir() else []
-                raise BadInput(f"{target}: no such folder{nearest(target.name, siblings) if siblings else ''}")
-            resolved, _ = config.load(target, overrides)
-            folder, name, step = (
-                Path(resolved.run_dir or Path(resolved.results) / resolved.experiment / "base"),
-                "base",
-                0,
-            )
-            model = testbed.base_model() if resolved.model.path == "testbed" else resolved.model.path
-        if not resolved.eval.benchmarks:
-            raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
-        if resolved.threads:
-            torch.set_num_threads(resolved.threads)
-        r = resolved.rollout
-        policy = load_policy(str(model), resolved.model, r.temperature, resolved.update.micro_batch_tokens)
-        made = data.benchmarks(resolved.eval, resolved.data, policy.tokenizer)
-        longest = resolved.data.max_prompt_tokens + longest_answer(r.max_tokens, resolved.eval)
-        base = divided.start(policy, r, resolved.seed, longest)
-    evaluating = evaluator(base, resolved.eval, r.max_tokens, resolved.grader, made)
     writes = ranks.rank() == 0
-    out, rows = folder / f"eval-{name}.jsonl", []
-    for benchmark in evaluating.benchmarks:
-        identity = evaluating.identity(benchmark, 0, fingerprint(model))
-        path = folder / "completions" / f"{name}-{benchmark.name.replace('/', '_')}-{identity}.jsonl.gz"
-        row = evaluating.run_kept(benchmark, 0, path, lambda text: print(text, flush=True) if writes else None)
-        row |= {
-            "interval": intervals(per_problem(row)),
-            "rules": {**benchmark.rules, "seed": resolved.eval.seed},
-            "completions": path.name,
-        }
-        rows.append(row)
-        if writes:
-            before = [
-                r for r in read_lines(out) if r.get("completions") != path.name
-            ]  # others stay: benchmarks, settings, checkpoints
-            write_whole(
-                out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in [*before, {"step": step, **row}])
-            )
+    say = lambda text: print(text, flush=True) if writes else None
+    rows, out = evaluate_target(Path(words[0]), words[1:], options.checkpoint, intervals, say)
     if writes:
         print_eval(rows)
         print(out)
@@ -312,58 +273,18 @@ def verb_eval(options: argparse.Namespace) -> int:
 
 def verb_sweep(options: argparse.Namespace) -> int:
     from cegppo.screen import SweepScreen
-    from cegppo.sweep import grid, search
+    from cegppo.sweep import command
 
-    described = grid.describe(options.sweep, options.overrides)
-    searches = "search" in described.tree or "space" in described.tree
     if options.dry_run:
-        for run in grid.expand(described).runs if not searches else []:
-            print(f"{'finished' if run.finished() else 'to run':<9} {run.folder}  {' '.join(run.overrides)}")
-        if searches:
-            print(search.plan(described))
+        print(command.plan(options.sweep, options.overrides))
         return 0
-    work: grid.Grid | search.Search
-    if searches:
-        work = search.Search(described)
-        loaded = described.sweep(work.runs)
-    else:
-        loaded = grid.expand(described)
-        work = grid.Grid(loaded)
-    with SweepScreen() as screen:
-        code, failed = grid.run_all(loaded, work, screen.show)
-    for run in failed:
-        print(
-            f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({run.folder / 'output.txt'})",
-            file=sys.stderr,
-        )
-    if isinstance(work, grid.Grid) and work.already:
-        print(work.already)
-    if isinstance(work, search.Search):
-        print(work.best())
-        work.close()
-    return code
+    return command.run(options.sweep, options.overrides, SweepScreen())
 
 
 def verb_figures(options: argparse.Namespace) -> int:
-    from analysis.load import Missing
+    from analysis import draw
 
-    root = Path(__file__).resolve().parent / "analysis"
-    scripts = {path.stem.removeprefix("fig_"): f"analysis.{path.stem}" for path in sorted(root.glob("fig_*.py"))}
-    wanted = options.only or [name for name in scripts if name != "demo"]  # the demo's runs are each user's own
-    for name in wanted:
-        if name not in scripts:
-            close = difflib.get_close_matches(name, scripts, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(scripts)}"
-            print(f"error: no figure '{name}'; {hint}", file=sys.stderr)
-            return 2
-    failed = False
-    for name in wanted:
-        try:
-            importlib.import_module(scripts[name]).draw(Path(options.results))
-        except Missing as error:
-            print(f"error: figure '{name}': {error}", file=sys.stderr)
-            failed = True
-    return 2 if failed else 0
+    return draw.figures(Path(options.results), options.only)
 
 
 def verb_keep(options: argparse.Namespace) -> int:
@@ -385,9 +306,27 @@ def verb_report(options: argparse.Namespace) -> int:
     return 0
 
 
+def verb_advise(options: argparse.Namespace) -> int:
+    from analysis import advise, load
+
+    try:
+        target = None if options.target is None else float(options.target)
+        if target is not None and not math.isfinite(target):
+            raise ValueError
+    except ValueError:
+        print(f"error: advise: TARGET '{options.target}' is not a number of nats, e.g. +0.1", file=sys.stderr)
+        return 2
+    try:
+        print(advise.text(Path(options.folder), Path(options.results), target))
+    except load.Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
-    "report": verb_report,
+    "report": verb_report, "advise": verb_advise,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,94 +1,161 @@
-"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy,
-predicted and measured.
+"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, at
+once and through momentum, and how first order agrees with what was measured.
 
-Reads the runs of sweeps/algorithms.yaml. A ledger looks at one update in `diagnostics.every` steps,
-so the numbers are of single updates, not of a whole step.
+Reads the runs of sweeps/ledger_20.yaml. A ledger is of a whole looked-at step.
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import evolution, ledger, load, style
+from . import evolution, ledger, load, numbers, stats, style
 
+SWEEP = "ledger_20"
 ARMS = ["grpo", "cegppo"]
-KINDS = {"predicted": "first order", "measured": "measured"}
-MICRO = 1e6  # nats to 10⁻⁶ nats
+BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check", "ledger_20 facts")
 
 
 def draw(results: Path) -> None:
-    runs = load.metrics(results, "algorithms", ARMS)
-    if ledger.entries(runs).empty:
-        raise load.Missing(f"no ledger in {results / 'algorithms'}: the runs had diagnostics.every=0")
-    figure, axes = plt.subplots(2, 4, figsize=(13.5, 6.0), constrained_layout=True)
+    runs = _runs(results)
+    figure, axes = plt.subplots(
+        2, 4, figsize=(13.8, 6.6), constrained_layout=True, width_ratios=(1.25, 1.25, 1, 1), sharey="col"
+    )
     for row, arm in zip(axes, ARMS):
         mine = ledger.entries(runs[runs["arm"] == arm])
         bars(row[0], mine)
-        for axis, kind in zip(row[1:3], KINDS):
-            over_steps(axis, mine, kind)
-        row[2].sharey(row[1])
-        scatter(row[3], mine)
-        row[0].set_ylabel(f"{style.look(arm)[0]}\nΔH of one update, 10⁻⁶ nats")
-        print(ledger.text(runs[runs["arm"] == arm], style.look(arm)[0]), end="\n\n")
-    axes[0, 0].set_title("By class: first order and measured")
-    for axis, title in zip(axes[0, 1:], ("Over the run, first order", "Over the run, measured", "Whole step")):
-        axis.set_title(title)
+        over_steps(row[1], mine)
+        whole = mine[["ledger/predicted", "dentropy/measured"]].to_numpy().T * ledger.MILLI
+        scatter(row[2], {"whole step": whole})
+        scatter(row[3], parts(mine))
+        row[0].set_ylabel(f"{style.look(arm)[0]}\nΔH of a step, 10⁻³ nats")
+        print(ledger.text(runs[runs["arm"] == arm], style.look(arm)[0], momentum(results, arm)), end="\n\n")
+    titles = ("By class: at once, and carried (pale)", "Over the run: at once + carried", "Whole steps")
+    for axis, title in zip(axes[0], (*titles, "Classes of one update")):
+        axis.set_title(title, fontsize=10)
+    for axis in axes[-1, 2:]:
+        axis.set_xlabel("first order, 10⁻³ nats")
+    axes[-1, 1].set_xlabel("step")
+    for axis in axes[:, 2:].flat:
+        axis.set_ylabel("measured", labelpad=2)
+        axis.tick_params(labelleft=True)
     style.legend(figure, 5, axes[0, 1])
     count = len(ledger.entries(runs)) // len(ARMS)
+    interval = "bars: mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else "bars: one seed"
     style.caption(
         figure,
-        f"testbed, {evolution.seeds(runs)} and {count} ledgers an algorithm; bars: mean ± standard error over seeds,"
-        " pale: measured; areas: mean over seeds, not smoothed",
+        f"testbed, sweep {SWEEP}: {evolution.seeds(runs)} an algorithm, {count} looked-at steps each, all updates of a"
+        f" step; {interval}; areas: mean over seeds, not smoothed;\n“before”: what momentum from before the step did;"
+        " right: the last update of each looked-at step, each class's part taken alone",
     )
     print(f"figure: {style.save(figure, results, 'ledger')}")
 
 
+def _runs(results: Path) -> pd.DataFrame:
+    runs = load.metrics(results, SWEEP, ARMS)
+    if ledger.entries(runs).empty:
+        old = f": {ledger.OLD}" if ledger.is_old(runs) else ""
+        raise load.Missing(f"no ledger in {results / SWEEP}{old}")
+    return runs
+
+
+def momentum(results: Path, arm: str) -> float:
+    """AdamW's β₁ of an arm of the sweep."""
+    folder = next(folder for folder in load.run_folders(results / SWEEP) if folder.parent.name == arm)
+    return ledger.momentum(folder)
+
+
 def bars(axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Mean ΔH of each class and of the momentum carried over, predicted beside measured."""
-    parts = {**ledger.CLASSES, "momentum": "momentum"}
-    for i, key in enumerate(parts):
+    """Mean ΔH of a step by class, at once beside carried, and of the momentum from before."""
+    names = {**ledger.CLASSES, "momentum": "before"}
+    for i, key in enumerate(names):
         fill = style.area(key) if key in style.CLASSES else {"facecolor": "#777777"}
-        for shift, kind, alpha in ((-0.2, "predicted", 1.0), (0.2, "measured", 0.55)):
-            by_seed = (
-                rows.groupby("seed")[f"ledger/{kind}_{key}"].mean() * MICRO
-            )  # ledgers of one run are not independent
-            error = by_seed.std(ddof=1) / np.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
-            axis.bar(i + shift, by_seed.mean(), 0.38, yerr=error, ecolor="#333333", alpha=alpha, **fill)
-    axis.set_xticks(range(len(parts)), parts.values(), fontsize=6.5)
+        pair = [(-0.2, "predicted", 1.0), (0.2, "carried", 0.55)] if key in style.CLASSES else [(0, "predicted", 1.0)]
+        for shift, kind, alpha in pair:
+            values = ledger.by_seed(rows, rows[f"ledger/{kind}_{key}"]) * ledger.MILLI
+            mean, low, high = stats.mean_over_seeds(values)
+            axis.bar(i + shift, mean, 0.38, alpha=alpha, **fill)
+            if not np.isnan(low):
+                axis.errorbar(i + shift, mean, [[mean - low], [high - mean]], color="#333333", linewidth=1.0)
+    axis.set_xticks(range(len(names)), names.values(), fontsize=8)
     axis.axhline(0, color="#333333", linewidth=0.6)
+    axis.grid(axis="x", visible=False)
 
 
-def over_steps(axis: plt.Axes, rows: pd.DataFrame, kind: str) -> None:
-    """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers
-    it below."""
-    mean = rows.groupby("step")[[f"ledger/{kind}_{key}" for key in ledger.CLASSES]].mean() * MICRO
+def over_steps(axis: plt.Axes, rows: pd.DataFrame) -> None:
+    """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers it
+    below; the lines are the classes' sum and what was measured."""
+    whole = pd.DataFrame(
+        {key: rows[f"ledger/predicted_{key}"] + rows[f"ledger/carried_{key}"] for key in ledger.CLASSES}
+    )
+    mean = whole.groupby(rows["step"]).mean() * ledger.MILLI
     for sign in (1, -1):
         floor = np.zeros(len(mean))
         for key, name in ledger.CLASSES.items():
-            part = np.where(np.sign(mean[f"ledger/{kind}_{key}"]) == sign, mean[f"ledger/{kind}_{key}"], 0.0)
+            part = np.where(np.sign(mean[key]) == sign, mean[key], 0.0)
             axis.fill_between(mean.index, floor, floor + part, **style.area(key), label=name if sign == 1 else None)
             floor = floor + part
+    measured = rows["dentropy/measured"].groupby(rows["step"]).mean() * ledger.MILLI
     axis.plot(mean.sum(axis=1), color="black", linewidth=1.4, label="sum of classes")
+    axis.plot(measured, color="black", linewidth=1.4, linestyle=(0, (1, 1)), label="measured, whole step")
     axis.axhline(0, color="#333333", linewidth=0.6)
-    axis.set_xlabel("step")
 
 
-def scatter(axis: plt.Axes, rows: pd.DataFrame) -> None:
-    """Each ledger a point; the line is equality."""
-    p, m = rows["ledger/predicted"] * MICRO, rows["dentropy/measured"] * MICRO
-    axis.scatter(p, m, s=9, color="#333333", alpha=0.6)
-    span = [min(p.min(), m.min()), max(p.max(), m.max())]
-    axis.plot(span, span, color="#333333", linewidth=0.8)
-    fit = ledger.agreement(p, m)
-    axis.text(
-        0.04,
-        0.9,
-        f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}, R² = {fit['R2']:.2f}",
-        transform=axis.transAxes,
-        fontsize=8,
-    )
+def parts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """[2, n] of each class: first order and measured of the update that was taken apart, where it
+    holds tokens of the class, 10⁻³ nats."""
+    made = {}
+    for key in ledger.CLASSES:
+        names = [f"ledger/first_order_{key}", f"ledger/measured_{key}"]
+        if set(names) <= set(rows):
+            pairs = rows[names].dropna().to_numpy().T * ledger.MILLI
+            made[key] = pairs[:, (pairs != 0).any(axis=0)]
+    return made
+
+
+def scatter(axis: plt.Axes, points: dict[str, np.ndarray]) -> None:
+    """First order against measured; the line is equality."""
+    lines = []
+    for key, (p, m) in points.items():
+        look: dict[str, Any] = (
+            {"color": style.CLASSES[key]["facecolor"]} if key in style.CLASSES else {"color": "#555555"}
+        )
+        marker = "^" if key.startswith("na") else "o"
+        axis.scatter(p, m, s=13, marker=marker, edgecolor="#333333", linewidth=0.3, alpha=0.85, rasterized=True, **look)
+        fit = ledger.agreement(p, m)
+        name = ledger.CLASSES.get(key)
+        lines.append(f"{f'{name}: ' if name else ''}slope {fit['slope']:.2f}, R² {fit['R2']:.2f}")
+    if not any(pairs.size for pairs in points.values()):
+        axis.text(0.5, 0.5, "not recorded\n(diagnostics.parts)", transform=axis.transAxes, ha="center", fontsize=8)
+        return
+    flat = np.concatenate([pairs.ravel() for pairs in points.values()])
+    axis.plot([flat.min(), flat.max()], [flat.min(), flat.max()], color="#333333", linewidth=0.8)
+    axis.text(0.03, 0.97, "\n".join(lines), transform=axis.transAxes, va="top", fontsize=7.5)
     axis.locator_params(axis="x", nbins=5)
-    axis.set_xlabel("first order")
-    axis.set_ylabel("measured")
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """The numbers that README.md and docs/entropy.md quote."""
+    runs = _runs(results)
+    by_arm = {arm: runs[runs["arm"] == arm] for arm in ARMS}
+    wide = None
+    for arm, mine in by_arm.items():
+        made = ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part")
+        made = made.drop(columns="eventual").add_prefix(f"{style.look(arm)[0]}: ")
+        wide = made if wide is None else wide.join(made, how="outer", sort=False)
+    assert wide is not None  # there are arms
+    count = {arm: len(ledger.entries(mine)) for arm, mine in by_arm.items()}
+    what = f"{evolution.seeds(runs)} an algorithm, {' and '.join(map(str, count.values()))} looked-at steps"
+    agree = {arm: ledger.agreement_cells(ledger.agreements(mine)) for arm, mine in by_arm.items()}
+    said = [f"* {style.look(a)[0]}: {ledger.check_text(m, momentum(results, a))}" for a, m in by_arm.items()]
+    cost = [f"* {style.look(a)[0]}: {ledger.facts(m)}" for a, m in by_arm.items()]
+    return {
+        "ledger_20": f"{numbers.markdown(wide.reset_index().fillna(''))}\n\n({what}.)",
+        "ledger_20 agreement": "\n\n".join(
+            f"{style.look(arm)[0]}:\n\n{numbers.markdown(cells)}" for arm, cells in agree.items()
+        ),
+        "ledger_20 check": "\n".join(said),
+        "ledger_20 facts": "\n".join(cost),
+    }

@@ -270,9 +270,17 @@ def samples(tests: pd.DataFrame) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in `folder`; {} when there is none."""
+    if line := _packed(folder):
+        return line["config"]
+    value = yaml.safe_load(config(folder) or "{}")
+    return value if isinstance(value, dict) else {}
+
+
 def setting(folder: Path, key: str) -> Any:
     """The value of `key` ("loss.eps_low") in the run's config.yaml."""
-    value = yaml.safe_load(config(folder) or "{}")
+    value: Any = settings(folder)
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             raise Missing(f"no '{key}' in {folder / 'config.yaml'}")
@@ -280,12 +288,12 @@ def setting(folder: Path, key: str) -> Any:
     return value
 
 
-def tokens(folder: Path) -> pd.DataFrame:
-    """The earliest token record of the run in `folder`: a row a token (docs/metrics.md has the
-    columns)."""
-    records = sorted((folder / "tokens").glob("step*.parquet"))
+def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
+    """The token record of `step`, or the earliest, of the run in `folder`: a row a token
+    (docs/metrics.md has the columns)."""
+    records = sorted((folder / "tokens").glob("step*.parquet" if step is None else f"step{step:06}.parquet"))
     if not records:
-        raise Missing(f"no token record in {folder / 'tokens'}")
+        raise Missing(f"no token record{'' if step is None else f' of step {step}'} in {folder / 'tokens'}")
     return pd.read_parquet(records[0])
 
 

@@ -49,7 +49,7 @@ def write(folder: Path) -> Path:
         ),
         f"<h2>Training</h2><img alt='metrics over steps' src='{_curves(metrics)}'>",
         f"<h2>Benchmarks</h2>{_benchmarks(folder)}",
-        f"<h2>What moved the entropy</h2>{_ledger(metrics)}",
+        f"<h2>What moved the entropy</h2>{_ledger(folder, metrics)}",
         f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>",
     ]
     page = (
@@ -93,13 +93,13 @@ def _benchmarks(folder: Path) -> str:
     )
 
 
-def _ledger(metrics: pd.DataFrame) -> str:
+def _ledger(folder: Path, metrics: pd.DataFrame) -> str:
+    if ledger.is_old(metrics):
+        return f"<p>{ledger.OLD}.</p>"
     if ledger.entries(metrics).empty:
         return "<p>No ledger is recorded (diagnostics.every=0, or the run is shorter).</p>"
-    made = ledger.table(metrics)
-    made[["predicted", "measured"]] *= 1e6
-    note = (
-        "ΔH of one update in 10⁻⁶ nats, first order and measured; over the run in nats; agreement over the run's"
-        " ledgers"
-    )
-    return made.to_html(index=False, float_format="{:+.3f}".format, na_rep="", border=0) + f"<p class=facts>{note}</p>"
+    beta1 = ledger.momentum(folder)
+    note = "10⁻³ nats a step, over the run in nats; below: first order against measured, logit space against parameters"
+    shown = [ledger.cells(ledger.table(metrics, beta1)), ledger.agreement_cells(ledger.agreements(metrics))]
+    tables = f"<p class=facts>{note}</p>".join(frame.to_html(index=False, border=0) for frame in shown)
+    return f"{tables}<p class=facts>{ledger.check_text(metrics, beta1)}<br>{ledger.facts(metrics)}</p>"

@@ -58,7 +58,7 @@ def testbed_model():
     """(folder, model, tokenizer) of the embedded base model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = testbed.base_model()
+    folder = testbed.base_model(testbed.Recipe())
     return (
         folder,
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),

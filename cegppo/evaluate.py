@@ -12,15 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import ranks
-from .config import SAMPLING, Eval, digest
+from .checkpoint import read_state
+from .config import SAMPLING, Config, Eval, digest, load
+from .model.policy import load_policy
+from .problems import data, testbed
 from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
 from .problems.grader import Limits
 from .problems.reward import verdicts
-from .record.files import Completions
+from .record.files import Completions, as_lines, read_lines, write_whole
+from .record.read import packed, read_config
+from .record.run import checkpoint, fingerprint
+from .rollout import divided
 from .rollout.divided import DividedSampler
-from .types import Prompt, Rollout, Verdict, present
+from .types import BadInput, Prompt, Rollout, Verdict, present
 
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
 
@@ -151,3 +158,51 @@ def evaluator(
 def longest_answer(rollout_max_tokens: int, e: Eval) -> int:
     """The most tokens that a response may have, in training or in any benchmark."""
     return max(rollout_max_tokens, e.max_tokens or 0, *(source.max_tokens or 0 for source in e.benchmarks), 0)
+
+
+def evaluate_target(
+    target: Path,
+    overrides: list[str],
+    which: str,
+    intervals: Callable[[dict[str, np.ndarray]], dict[str, Any]],
+    say: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], Path]:
+    """Evaluate checkpoint `which` of the run in folder `target`, or the model that experiment file
+    `target` starts from: (a row a benchmark, the file they were written to). Completions are kept
+    beside it, and the same call continues an evaluation that was killed. Raises BadInput."""
+    with ranks.together():
+        config, model, folder, name, step = _what(target, overrides, which)
+        if not config.eval.benchmarks:
+            raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        r = config.rollout
+        policy = load_policy(model, config.model, r.temperature, config.update.micro_batch_tokens)
+        made = data.benchmarks(config.eval, config.data, policy.tokenizer)
+        longest = config.data.max_prompt_tokens + longest_answer(r.max_tokens, config.eval)
+        base = divided.start(policy, r, config.seed, longest)
+    evaluating = evaluator(base, config.eval, r.max_tokens, config.grader, made)
+    out, rows = folder / f"eval-{name}.jsonl", []
+    for benchmark in evaluating.benchmarks:
+        identity = evaluating.identity(benchmark, 0, fingerprint(model))
+        path = folder / "completions" / f"{name}-{benchmark.name.replace('/', '_')}-{identity}.jsonl.gz"
+        row = evaluating.run_kept(benchmark, 0, path, say)
+        rules = {**benchmark.rules, "seed": config.eval.seed}
+        row |= {"interval": intervals(per_problem(row)), "rules": rules, "completions": path.name}
+        rows.append(row)
+        if ranks.rank() == 0:  # others stay: benchmarks, settings, checkpoints
+            before = [r for r in read_lines(out) if r.get("completions") != path.name]
+            write_whole(out, as_lines([*before, {"step": step, **row}]))
+    return rows, out
+
+
+def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
+    """(configuration, model, folder to write to, name of what is evaluated, its step)."""
+    if target.is_dir():
+        if not (target / "config.yaml").is_file() and not packed(target):
+            raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
+        model = checkpoint(target, which)
+        return read_config(target, overrides), str(model), target, which, read_state(model)["step"]
+    config, _ = load(target, overrides)
+    path = str(testbed.base_model(config.testbed)) if config.model.path == "testbed" else config.model.path
+    return config, path, Path(config.run_dir or Path(config.results) / config.experiment / "base"), "base", 0

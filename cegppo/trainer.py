@@ -27,7 +27,7 @@ from .model.policy import load_policy
 from .objective import Objective, Terms
 from .problems import testbed
 from .problems.data import PromptStream, benchmarks
-from .problems.reward import grade
+from .problems.reward import grade, is_rule, rule
 from .rollout import divided, vllm
 from .rollout.collect import Collected, Collector
 from .rollout.probe import Probe
@@ -47,9 +47,11 @@ class Trainer:
     def __init__(self, config: Config):
         self.config, c = config, config
         embedded = c.model.path == "testbed"
-        path = str(testbed.base_model()) if embedded else c.model.path
-        self.start = Path(path).name if embedded else path  # what the run starts from
+        path = str(testbed.base_model(c.testbed)) if embedded else c.model.path
         self.start_weights = testbed.weights_digest(Path(path)) if embedded else None
+        self.start = f"testbed-{self.start_weights}" if embedded else path  # what the run starts from
+        if is_rule(c.reward):
+            rule(c.reward)  # what cannot be imported is said before anything is loaded
         with ranks.together():  # before any weights are exchanged, for which every rank must be there
             memory.check(c, path, shards=ranks.world())
             self.policy = load_policy(path, c.model, c.rollout.temperature, c.update.micro_batch_tokens)
@@ -88,8 +90,8 @@ class Trainer:
         """A score for each rollout."""
         c, limit = self.config, self.config.rollout.max_tokens
         rules: dict[str, Any] = dict(
-            source=c.reward, seed=c.seed, step=step, values=tuple(c.reward_values), max_tokens=limit,
-            overlong_buffer=round(c.overlong_buffer * limit), limits=c.grader,
+            source=c.reward, signal=c.reward_signal, seed=c.seed, step=step, values=tuple(c.reward_values),
+            max_tokens=limit, overlong_buffer=round(c.overlong_buffer * limit), limits=c.grader,
         )  # fmt: skip
         return ranks.divided(lambda part: grade(part, **rules), rollouts)
 
@@ -141,7 +143,7 @@ class Trainer:
         self.sampler.load(self.policy)
         end = time.perf_counter()
         made = metrics.summarize(
-            collected, x, Tally.merged(ranks.gathered(tally)), norms, metrics.total(ranks.gathered(critic))
+            collected, x, Tally.merged(ranks.gathered(tally.settled())), norms, metrics.total(ranks.gathered(critic))
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
@@ -154,7 +156,7 @@ class Trainer:
         """The policy's updates of a step: their tally, their gradient norms, and the ledger's
         entries in a step that is looked at."""
         c, d, objective = self.config, self.config.diagnostics, self.objective
-        tally, norms, ledger = Tally(), [], None
+        tally, norms, ledger = Tally(self.rule), [], None
         self.tokens = None
         if minis and d.every > 0 and (self.step + 1) % d.every == 0:
             self.begin()
@@ -174,7 +176,7 @@ class Trainer:
             norms.append(
                 update(
                     self.policy, self.optimizer, mini, objective, tally,
-                    grad_clip=c.update.grad_clip, rule=self.rule, ledger=ledger, tokens=self.tokens,
+                    grad_clip=c.update.grad_clip, ledger=ledger, tokens=self.tokens,
                 )
             )  # fmt: skip
         if ledger is None or self.tokens is None:

@@ -3,7 +3,6 @@
 import torch
 
 from . import ranks
-from .instrument.entropy import BY_PROBABILITY, ClassRule
 from .instrument.ledger import Ledger
 from .instrument.tally import Tally
 from .instrument.tokens import TokenRecord
@@ -27,7 +26,6 @@ def update(
     tally: Tally,
     *,
     grad_clip: float = 0.0,
-    rule: ClassRule = BY_PROBABILITY,
     ledger: Ledger | None = None,
     tokens: TokenRecord | None = None,
 ) -> float:
@@ -64,7 +62,7 @@ def update(
         torch.autograd.backward(roots, slopes)
         if not inside.any():  # a pass that only keeps step with another rank
             continue
-        tally.add_tokens(x, w, cut(scales["policy"]), rule)
+        tally.add_tokens(x, w, cut(scales["policy"]))
         tally.add_all(sums)
         if tokens is not None:
             tokens.add(x, w, cut(scales["policy"]))

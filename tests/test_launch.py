@@ -182,7 +182,7 @@ def test_arms_that_start_from_other_weights_are_refused(tiny, tmp_path, monkeypa
     assert [r.finished() for r in loaded.runs] == [True, False]
     grid.Grid(loaded)  # a model of the user's own is the same file everywhere
     done.config.model.path = "testbed"
-    monkeypatch.setattr(grid.testbed, "base_model", lambda: tiny.parent)
+    monkeypatch.setattr(grid.testbed, "base_model", lambda recipe: tiny.parent)
     monkeypatch.setattr(grid.testbed, "weights_digest", lambda folder: "of this machine")
     with pytest.raises(
         BadInput,

@@ -58,7 +58,8 @@ def assert_same_run(folder, other):
     for a, b in zip(left, right):
         assert a.keys() == b.keys()
         for key, value in a.items():
-            if not key.startswith("time/") and value is not None:
+            # What only rounding and differences make is not the same on two ranks.
+            if not key.startswith("time/") and not key.endswith("_residual") and value is not None:
                 assert value == pytest.approx(b[key], rel=1e-5, abs=1e-5), (a["step"], key)
     assert read_lines(folder / "eval.jsonl") == read_lines(other / "eval.jsonl")
 
@@ -71,7 +72,8 @@ def test_shares_by_hand():
 
 @pytest.mark.slow
 def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
-    options = ["method=cegppo", "steps=9", "checkpoint_every=2", "diagnostics.every=3", "diagnostics.probe=5"]
+    options = ["method=cegppo", "steps=9", "checkpoint_every=2"]
+    options += ["diagnostics.every=3", "diagnostics.probe=5", "diagnostics.parts=true"]
     train(config.load(tiny, [*options, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
     folder = tmp_path / "divided"
     command = [ROOT / "run.py", "train", tiny, *options, f"run_dir={folder}"]

@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import re
+import subprocess
+import sys
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,10 @@ from cegppo import advantage, config, evaluate
 from cegppo.config import Source
 from cegppo.problems import reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
+from cegppo.problems.recipe import Recipe
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # --------------------------------------------------------------------------------------------------
 
@@ -82,6 +89,65 @@ def test_grade():
         == reward.grade(many, source="random", **rules)
         != reward.grade(many, source="random", **{**rules, "step": 2})
     )
+
+
+def test_a_share_of_the_answers_is_told_the_truth():
+    """Nested: who is told at a share of 0.3 is told at 0.5; at 0 it is the coin, at 1 the task."""
+    rules = dict(seed=0, step=1, values=(0.0, 1.0), max_tokens=10, overlong_buffer=0)
+    good = rollout("\\boxed{5}")
+    many = [Rollout(good.prompt, i, (1,), (0.0,), "stop", good.text) for i in range(4000)]
+    rewards = {
+        s: np.array([x.reward for x in reward.grade(many, source="task", signal=s, **rules)]) for s in (0, 0.3, 0.5, 1)
+    }
+    assert (rewards[0] == [s.reward for s in reward.grade(many, source="random", **rules)]).all()
+    assert (rewards[1] == 1).all() and (rewards[0] <= rewards[0.3]).all() and (rewards[0.3] <= rewards[0.5]).all()
+    for s in (0.3, 0.5):  # a correct answer earns 1 when told, else as the coin falls
+        assert rewards[s].mean() == pytest.approx(s + (1 - s) / 2, abs=0.02)
+    assert all(s.verdict is Verdict.CORRECT for s in reward.grade(many, source="task", signal=0.3, **rules))
+
+
+RULES = """
+def length(prompt, text):
+    return len(text) / 10 if prompt.answer == "5" else 0
+
+def broken(prompt, text):
+    return text.no_such_thing
+"""
+
+
+def test_a_rule_of_the_users_own(tmp_path, tiny):
+    (tmp_path / "rules.py").write_text(RULES)
+    rules = dict(seed=0, step=1, values=(-1.0, 1.0), max_tokens=10, overlong_buffer=0)
+    grade = lambda function, text: reward.grade([rollout(text)], source=f"{tmp_path / 'rules.py'}:{function}", **rules)
+    (score,) = grade("length", "abcd")
+    assert score.reward == pytest.approx(-0.2) and score.verdict is Verdict.NO_ANSWER
+    for function, text, said in [
+        ("length", "twelve chars", r"length returned 1\.2, not a number in \[0, 1\], for 'twelve chars'"),
+        ("broken", "x", "broken failed on the response 'x': AttributeError"),
+        ("lenght", "x", "no function 'lenght'; did you mean 'length'?"),
+    ]:
+        with pytest.raises(BadInput, match=said):
+            grade(function, text)
+    with pytest.raises(BadInput, match="none.py: no such file"):
+        reward.rule(f"{tmp_path / 'none.py'}:length")
+    (tmp_path / "bad.py").write_text("import no_such_module")
+    with pytest.raises(BadInput, match="bad.py cannot be imported: ModuleNotFoundError"):
+        reward.rule(f"{tmp_path / 'bad.py'}:length")
+    loaded, _ = config.load(tiny, [f"reward={tmp_path / 'rules.py'}:length"])
+    assert loaded.reward.endswith("rules.py:length")
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["reward=tsak"], "reward: unknown value 'tsak'; did you mean 'task'?"),
+        (["reward_signal=1.5"], "reward_signal must be in"),
+        (["reward=random", "reward_signal=0.3"], "reward: random is reward_signal: 0"),
+    ],
+)
+def test_bad_rewards(tiny, overrides, said):
+    with pytest.raises(BadInput, match=re.escape(said)):
+        config.load(tiny, overrides)
 
 
 def test_overlong_penalty_is_zero_then_linear_then_minus_one():
@@ -154,20 +220,20 @@ def test_summary_stores_counts():
 def test_stream_repeats_resumes_and_holds_out(tiny):
     loaded, _ = config.load(tiny)
     tokenizer = testbed.make_tokenizer()
-    made = benchmarks(loaded.eval, loaded.data, tokenizer)
+    made = benchmarks(loaded, tokenizer)
     assert len({p.text for p in made["sums"]}) == 3
-    a, b = PromptStream(loaded.data, loaded.seed, tokenizer), PromptStream(loaded.data, loaded.seed, tokenizer)
+    a, b = PromptStream(loaded, tokenizer), PromptStream(loaded, tokenizer)
     first = a.take(40)
     assert first[:10] + first[10:] == b.take(10) + b.take(30) and {p.source for p in first} == {"sums", "gcd"}
     state = json.loads(json.dumps(a.state()))
     ahead = a.take(20)
-    b = PromptStream(loaded.data, loaded.seed, tokenizer)
+    b = PromptStream(loaded, tokenizer)
     b.restore(state)
     assert b.take(20) == ahead
-    c = PromptStream(loaded.data, loaded.seed, tokenizer, held_out={p.text for p in first[:7]})
+    c = PromptStream(loaded, tokenizer, held_out={p.text for p in first[:7]})
     assert not {p.text for p in c.take(40)} & {p.text for p in first[:7]} and c.held_out_count >= 7
     other, _ = config.load(tiny, ["seed=1"])
-    assert PromptStream(other.data, other.seed, tokenizer).take(40) != first
+    assert PromptStream(other, tokenizer).take(40) != first
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -180,14 +246,14 @@ def test_a_file_of_problems_serves_in_the_same_place(tiny, tmp_path, suffix):
     frame.to_json(path, orient="records", lines=True) if suffix == "jsonl" else frame.to_parquet(path)
     loaded, _ = config.load(tiny, [f"data.train=[{{file: {path}}}]", f"eval.benchmarks=[{{file: {path}}}]"])
     tokenizer = testbed.make_tokenizer()
-    taken = PromptStream(loaded.data, loaded.seed, tokenizer).take(14)
+    taken = PromptStream(loaded, tokenizer).take(14)
     for epoch in (taken[:7], taken[7:]):  # every row once an epoch, in another order each
         assert {p.text for p in epoch} == {row["problem"] + "\n" for row in rows}
     assert [p.text for p in taken[:7]] != [p.text for p in taken[7:]] and len({p.id for p in taken}) == 14
-    (bench,) = benchmarks(loaded.eval, loaded.data, tokenizer).values()
+    (bench,) = benchmarks(loaded, tokenizer).values()
     assert [p.answer for p in bench] == [row["answer"] for row in rows]
     with pytest.raises(BadInput, match="7 are|benchmark questions"):
-        PromptStream(loaded.data, loaded.seed, tokenizer, held_out={p.text for p in bench}).take(1)
+        PromptStream(loaded, tokenizer, held_out={p.text for p in bench}).take(1)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +294,7 @@ def test_the_tokenizer_survives_text_and_disk(tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = testbed.make_tokenizer()
-    testbed.make_model(tokenizer).save_pretrained(tmp_path)
+    testbed.make_model(Recipe(), tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in [
@@ -241,36 +307,19 @@ def test_the_tokenizer_survives_text_and_disk(tmp_path):
         assert loaded.decode(loaded.encode(text)) == text
 
 
-@pytest.mark.parametrize("which", range(len(testbed.WARMUP_SOURCES)))
-def test_worked_solutions_are_right(which):
-    """Without slips every step is a true equation and the answer is the library's."""
-    task = testbed.WARMUP_SOURCES[which].task
-    pool = testbed.warmup_pool(which)
-    assert len(pool) > 0.95 * testbed.POOL
-    for question, answer in pool[:400]:
-        steps, found = testbed.work_out(task, question)
-        assert found == answer, question
-        for step in steps:
-            left, right = step.split("=")
-            assert eval(left.replace("/", "//")) == int(right), (question, step)
-
-
-def test_careless_work_goes_on_from_its_slips():
-    steps, answer = testbed.work_out(
-        "chain_sum", "State the final answer to the following arithmetic problem: 4 - 9 + 3 =", lambda r: r + 1
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", "experiments/tesbed.yaml"], "experiments/tesbed.yaml: no such file; did you mean 'testbed.yaml'?"),
+        (["eval", "results/algoritms"], "results/algoritms: no such folder; did you mean 'algorithms'?"),
+        (["report", "results/algoritms"], "no such folder; did you mean 'algorithms'?"),
+        (["eval"], "eval: name a run's folder, an experiment, or --completions FILE"),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_anything_slow_is_imported(words, said):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'omegaconf', 'pandas'));"
+        " import run; sys.exit(run.main(sys.argv[1:]))"
     )
-    assert steps == ["4-9=-4", "-4+3=0"] and answer == "0"
-    rng = np.random.default_rng(0)
-    question, right = testbed.warmup_pool(0)[0]
-    texts = [testbed.worked_solution("chain_sum", question, 0.2, rng) for _ in range(600)]
-    steps = len(testbed.work_out("chain_sum", question)[0])
-    clean = np.mean([reward.final_answer(t) == right for t in texts])
-    assert abs(clean - 0.8**steps) < 0.08  # slips may cancel, rarely
-
-
-def test_warmup_texts_repeat():
-    assert (
-        testbed.warmup_texts(50, 0.5, 0.2, [1, 2])
-        == testbed.warmup_texts(50, 0.5, 0.2, [1, 2])
-        != testbed.warmup_texts(50, 0.5, 0.2, [1, 3])
-    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1

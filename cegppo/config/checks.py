@@ -16,8 +16,11 @@ from typing import Any
 
 from .. import losses
 from ..knobs import schedule_problem
+from ..problems.reward import is_rule
 from ..types import BadInput
 from .schema import SAMPLING, Config, Source
+
+REWARDS = ("task", "random")
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
 
@@ -147,6 +150,16 @@ def check_values(config: Config, origin: Origin) -> None:
             if problem := _beyond(number, knob):
                 leave = " (leave it out for the default)" if knob.default is None else ""
                 raise BadInput(f"{origin.get(key, 'default')}: {key} {problem}{leave}, not {value!r}")
+    if config.reward not in REWARDS and not is_rule(config.reward):
+        hint = nearest(config.reward, [*REWARDS, "path.py:function"])
+        raise BadInput(f"{origin.get('reward', 'default')}: reward: unknown value '{config.reward}'{hint}")
+    where = origin.get("testbed.workers", "default")
+    for worker in config.testbed.workers:
+        for key, value, knob in _leaves(worker):
+            if problem := _beyond(value, knob):
+                raise BadInput(f"{where}: testbed.workers: {key} {problem}, not {value}")
+    if found := config.testbed.problem():
+        raise BadInput(f"{origin.get(f'testbed.{found[0]}', 'default')}: testbed.{found[0]} {found[1]}")
     for key, rule in _clashes(config):
         raise BadInput(f"{origin.get(key, 'default')}: {key} {rule}, not {flat[key]!r}")
     for key, sources in (("data.train", config.data.train), ("eval.benchmarks", config.eval.benchmarks)):
@@ -162,6 +175,8 @@ def check_values(config: Config, origin: Origin) -> None:
 def _clashes(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what it must be) for every value that does not go with the others."""
     rollout, update, gae = config.rollout, config.update, config.advantage.kind == "gae"
+    if config.reward == "random" and config.reward_signal not in (0, 1):
+        yield "reward_signal", "needs a reward that says something; reward=random is reward_signal=0"
     if rollout.stop and rollout.engine != "vllm":
         yield "rollout.stop", "needs rollout.engine=vllm"
     if not all(rollout.stop):

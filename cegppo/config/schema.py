@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..knobs import first_step
 from ..problems.grader import Limits
+from ..problems.recipe import Recipe
 from ..types import knob
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
@@ -202,7 +203,12 @@ class Config:
     group_size: int = knob(8, "responses to each of them", least=1)
     updates_per_step: int = knob(8, "mini-batches that a step's responses are split into", least=1)
     method: str = knob("grpo", "a preset of experiments/method")
-    reward: Literal["task", "random"] = knob("task", "random: a coin instead of the grader; arXiv 2509.26114")
+    reward: str = knob(
+        "task", "task | random (a coin; arXiv 2509.26114) | path.py:function, a rule (prompt, text) → [0, 1]"
+    )
+    reward_signal: float = knob(
+        1.0, "share of responses that are rewarded so; a coin for the rest. 0 is reward=random", least=0, most=1
+    )
     reward_values: list[float] = knob([0.0, 1.0], "of a failed and of a correct response")
     overlong_buffer: float = knob(
         0.0,
@@ -216,6 +222,7 @@ class Config:
     results: str = knob("results", "the root of the runs' folders")
     run_dir: str = knob("", "the run's folder; default: <results>/<experiment>/<arm>/seed<seed>")
     model: Model = field(default_factory=Model)
+    testbed: Recipe = field(default_factory=Recipe)  # of the embedded model; for model.path=testbed
     data: Data = field(default_factory=Data)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     advantage: Advantage = field(default_factory=Advantage)

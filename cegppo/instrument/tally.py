@@ -4,8 +4,6 @@ Sums go into a Tally, so nothing depends on how a step is cut into micro-batches
 defines every key.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,21 +23,33 @@ from .entropy import (
 )
 
 QUANTILES = (0.1, 0.5, 0.9)
+WAITING = 1 << 20  # tokens that wait to be counted, of 40 bytes each
 
 
-@dataclass
 class Tally:
     """Sums over the tokens of a step's updates; the metrics are their quotients. Adding is all
-    that ever happens to it."""
+    that ever happens to it.
 
-    sums: dict[str, np.ndarray] = field(default_factory=dict)
-    least: dict[str, float] = field(default_factory=dict)
-    greatest: dict[str, float] = field(default_factory=dict)
-    outside_prob: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"low": [], "high": []})
+    Micro-batches wait until there are WAITING tokens of them: a few large operations a step instead
+    of many small ones an update.
+    """
+
+    def __init__(self, rule: ClassRule = BY_PROBABILITY):
+        self.rule = rule
+        self.least: dict[str, float] = {}
+        self.greatest: dict[str, float] = {}
+        self.outside_prob: dict[str, list[np.ndarray]] = {"low": [], "high": []}
+        self._sums: dict[str, np.ndarray] = {}
+        self._waiting: list[Tensor] = []  # [fields, N] each
+
+    @property
+    def sums(self) -> dict[str, np.ndarray]:
+        self._count()
+        return self._sums
 
     def add(self, name: str, value: Tensor | np.ndarray | float) -> None:
         value = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def add_all(self, sums: dict[str, float], share: float = 1.0) -> None:
         for name, value in sums.items():
@@ -49,20 +59,28 @@ class Tally:
         self.least[name] = min(self.least.get(name, float("inf")), float(low))
         self.greatest[name] = max(self.greatest.get(name, -float("inf")), float(high))
 
-    def add_tokens(self, x: TokenBatch, w: Weights, scale_BT: Tensor, rule: ClassRule = BY_PROBABILITY) -> None:
+    def add_tokens(self, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
         """Count a micro-batch. `scale_BT` is a weight's factor in the aggregated loss (1 / tokens
         for a token mean)."""
-        inside = x.mask_BT.bool()
         fields = (
-            x.logprob_BT, x.entropy_BT, x.advantage_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT), x.log_ratio_BT,
-            w.weight_BT * scale_BT, scale_BT, w.clip_low_BT, w.clip_high_BT,
+            x.logprob_BT, x.entropy_BT, x.advantage_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT),
+            x.old_logprob_BT, w.weight_BT, scale_BT, w.clip_low_BT, w.clip_high_BT,
         )  # fmt: skip
-        # Few large operations: this runs every update.
-        stacked = torch.stack([value_BT.detach() for value_BT in fields])[:, inside].double()
-        logprob, entropy, advantage, sum_p2, sum_p2_logp, log_ratio, weight, scale, clip_low, clip_high = stacked
+        self._waiting.append(torch.stack([value_BT.detach() for value_BT in fields])[:, x.mask_BT.bool()])
+        if sum(waiting.shape[1] for waiting in self._waiting) >= WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        """Add up what waits."""
+        if not self._waiting:
+            return
+        stacked = torch.cat(self._waiting, dim=1).double()
+        self._waiting = []
+        logprob, entropy, advantage, sum_p2, sum_p2_logp, old_logprob, weight, scale, clip_low, clip_high = stacked
+        weight, log_ratio = weight * scale, logprob - old_logprob
         prob, ratio = logprob.exp(), log_ratio.exp()
         side = clip_side(ratio, advantage, clip_low, clip_high)
-        cell = rule.codes(logprob, entropy, advantage) * len(SIDES) + side
+        cell = self.rule.codes(logprob, entropy, advantage) * len(SIDES) + side
         # The weight that a token outside the clip would have if its side's β were 1.
         bound = torch.where(side == 1, clip_low, torch.where(side == 2, clip_high, 0.0))
         returned = bound * advantage * scale
@@ -84,18 +102,22 @@ class Tally:
         )
         for name, value in zip(columns, cells.view(-1, len(CLASSES), len(SIDES)).cpu().numpy()):
             self.add(name, value)
-        self.add_range("ratio", *torch.aminmax(ratio))
-        outside = side > 0
-        if outside.any():
-            for name, which in (("low", 1), ("high", 2)):
-                self.outside_prob[name].append(prob[side == which].float().cpu().numpy())
+        if len(ratio):
+            self.add_range("ratio", *torch.aminmax(ratio))
+        for name, which in (("low", 1), ("high", 2)):
+            self.outside_prob[name].append(prob[side == which].float().cpu().numpy())
+
+    def settled(self) -> "Tally":
+        """Itself, with nothing waiting: small enough to be told to other ranks."""
+        self._count()
+        return self
 
     @classmethod
     def merged(cls, tallies: "list[Tally]") -> "Tally":
         """The sum of several, such as those of all ranks; itself when there is one."""
         if len(tallies) == 1:
             return tallies[0]
-        whole = cls()
+        whole = cls(tallies[0].rule)
         for tally in tallies:
             for name, value in tally.sums.items():
                 whole.add(name, value)

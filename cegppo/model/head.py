@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 # Bytes of one block of logits. On a CPU a block is to stay in the caches between the operations on
 # it.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+CACHE_BYTES = 1 << 20
 BLOCK_VOCABULARY = {"cpu": 2048, "cuda": 16384}
 # Below it a difference of logits may as well be this: e^−10000 is 0 even in fp64, and 0 · FLOOR is
 # 0 where 0 · ∞ is not.
@@ -48,16 +49,26 @@ def token_statistics(logits_NV: Tensor, token_N: Tensor, entropy_grad: bool = Fa
     """
     logp_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), dim=-1)
     logprob_N = logp_NV.gather(-1, token_N[:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        p_NV = logp_NV.exp()
-        # A token of probability 0 has log 0 = −inf and contributes 0 to every sum.
+    if entropy_grad and torch.is_grad_enabled():
+        entropy_N, *sums = _sums(logp_NV)
+    else:  # a few rows at a time, which stay in a CPU's caches between the passes over them
+        with torch.no_grad():
+            height = len(logp_NV) if logp_NV.is_cuda else max(1, CACHE_BYTES // (logp_NV.shape[1] * logp_NV.itemsize))
+            parts = [_sums(part_nv) for part_nv in logp_NV.detach().split(height)]
+            entropy_N, *sums = (torch.cat(values) for values in zip(*parts))
+    return TokenStatistics(logprob_N, entropy_N, *(value_N.detach() for value_N in sums))
+
+
+def _sums(logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, Σπ² and Σπ² log π of each row. A token of probability 0 has log 0 = −∞ and counts
+    as 0."""
+    p_NV = logp_NV.exp()
+    square_NV = p_NV.detach().square()
+    entropy_N, sum_p2_logp_N = -torch.linalg.vecdot(p_NV, logp_NV), torch.linalg.vecdot(square_NV, logp_NV.detach())
+    if entropy_N.isnan().any():
         finite_NV = logp_NV.clamp(min=torch.finfo(logp_NV.dtype).min)
-        p_logp_NV = p_NV * finite_NV
-        entropy_N = -p_logp_NV.sum(-1)
-    with torch.no_grad():
-        sum_p2_N = torch.einsum("nv,nv->n", p_NV, p_NV)
-        sum_p2_logp_N = torch.einsum("nv,nv->n", p_NV, p_logp_NV)
-    return TokenStatistics(logprob_N, entropy_N, sum_p2_N, sum_p2_logp_N)
+        entropy_N, sum_p2_logp_N = -(p_NV * finite_NV).sum(-1), (square_NV * finite_NV.detach()).sum(-1)
+    return entropy_N, square_NV.sum(-1), sum_p2_logp_N
 
 
 def head_statistics(

@@ -7,12 +7,14 @@ is `no_answer`, never `truncated`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import config
 from ..types import BadInput, Prompt, Rollout, Verdict
 from .counts import maj_at_k, miss_at_k, vote
 from .grader import Limits
@@ -123,3 +125,24 @@ def write(path: Path, problems: list[Problem], graded: list[list[Verdict]]) -> P
     ]
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return out
+
+
+def grade_file(
+    path: Path, words: list[str], intervals: Callable[[dict[str, np.ndarray]], dict[str, Any]]
+) -> tuple[dict[str, Any], str | None, Path]:
+    """Grade the saved texts of `path` with `grader.*` settings `words`, and write the verdicts
+    beside it: (summary with `intervals`, a remark if any, what was written). Raises BadInput."""
+    for word in words:
+        if not config.under(word.partition("=")[0], ("grader",)):
+            raise BadInput(
+                f"eval: '{word}': --completions FILE stands for a run or an experiment, and takes grader.* keys only"
+            )
+    limits = config.of_overrides(words).grader
+    problems = read(path)
+    graded = grade(problems, limits)
+    row, values = summary(path.name, problems, graded)
+    counts = {len(found) for found in graded}
+    note = None
+    if len(counts) > 1:
+        note = f"problems have {min(counts)} to {max(counts)} completions: k is the smallest, avg@k and pass@k use all"
+    return row | {"interval": intervals(values)}, note, write(path, problems, graded)

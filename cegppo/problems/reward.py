@@ -6,17 +6,21 @@ and as a number, which settles most answers, and the rest by math-verify in proc
 (grader.py).
 """
 
+import difflib
+import importlib.util
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from ..types import Rollout, Score, Verdict
+from ..types import BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader
 
+Rule = Callable[[Prompt, str], float]  # (prompt, response) → reward in [0, 1]
 _BOX = "\\boxed{"
 _MARKS = re.compile(r"\\boxed\{|[{}]")
 
@@ -124,27 +128,78 @@ def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
     return -min(1.0, max(0.0, (length - (max_tokens - buffer)) / buffer)) if buffer else 0.0
 
 
-def coin(seed: int, step: int, rollout: Rollout) -> bool:
-    """A fair coin of the rollout's own, the same however the work is batched (the control of
-    arXiv 2509.26114)."""
+def coin(seed: int, step: int, rollout: Rollout) -> tuple[bool, float]:
+    """A fair coin of the rollout's own and a uniform number beside it, the same however the work
+    is batched (the coin is the control of arXiv 2509.26114)."""
     key = f"{rollout.prompt.id}#{rollout.index}".encode()
-    return bool(np.random.default_rng([seed, step, *key]).random() < 0.5)
+    rng = np.random.default_rng([seed, step, *key])
+    return bool(rng.random() < 0.5), float(rng.random())
+
+
+def is_rule(source: str) -> bool:
+    """Whether `source` names a rule of the user's, `path.py:function`."""
+    return ".py:" in source
+
+
+@cache
+def rule(source: str) -> Rule:
+    """The function that `path.py:function` names. Raises BadInput."""
+    name, _, function = source.rpartition(":")
+    if not Path(name).is_file():
+        raise BadInput(f"reward: {name}: no such file")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    module = importlib.util.module_from_spec(present(spec))
+    try:
+        present(present(spec).loader).exec_module(module)
+    except Exception as error:  # the user's own code may raise anything
+        raise BadInput(f"reward: {name} cannot be imported: {type(error).__name__}: {error}") from None
+    there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    if function not in there:
+        close = difflib.get_close_matches(function, there, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(there) or 'none'}"
+        raise BadInput(f"reward: {name}: no function '{function}'; {hint}")
+    return getattr(module, function)
+
+
+def ruled(source: str, rollout: Rollout) -> float:
+    """What the user's rule says of a response. Raises BadInput when that is no number in
+    [0, 1]."""
+    try:
+        found = float(rule(source)(rollout.prompt, rollout.text))
+    except BadInput:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise BadInput(
+            f"reward: {source} failed on the response {rollout.text[:60]!r}: {type(error).__name__}: {error}"
+        ) from None
+    if not 0 <= found <= 1:
+        raise BadInput(f"reward: {source} returned {found!r}, not a number in [0, 1], for {rollout.text[:60]!r}")
+    return found
 
 
 def grade(
     rollouts: list[Rollout], *, source: str, seed: int, step: int, values: tuple[float, float], max_tokens: int,
-    overlong_buffer: int,
+    overlong_buffer: int, signal: float = 1.0,
     limits: grader.Limits | None = None,
 ) -> list[Score]:  # fmt: skip
     """Scores of `rollouts`, in order.
 
-    `values` are the rewards of a failed and of a correct response; `source` "random" lets a coin
-    choose between them while the verdict stays the true one. `overlong_buffer` 0 switches the soft
-    overlong punishment off. `limits`: see `verdicts`.
+    `values` are the rewards of a failed and of a correct response; a rule of the user's as
+    `source` (`path.py:function`) sets a point between them. `signal` is the share of responses
+    that are rewarded so; for the others a coin chooses, and for all of them with `source` "random".
+    The verdict stays the true one. `overlong_buffer` 0 switches the soft overlong punishment off.
+    `limits`: see `verdicts`.
     """
+    signal = 0.0 if source == "random" else signal
     scores = []
     for rollout, found in zip(rollouts, verdicts(rollouts, limits)):
-        good = coin(seed, step, rollout) if source == "random" else found is Verdict.CORRECT
+        tossed, place = coin(seed, step, rollout) if signal < 1 else (False, 0.0)
+        if place >= signal:
+            graded = values[int(tossed)]
+        elif is_rule(source):
+            graded = values[0] + ruled(source, rollout) * (values[1] - values[0])
+        else:
+            graded = values[int(found is Verdict.CORRECT)]
         penalty = overlong_penalty(len(rollout.token_ids), max_tokens, overlong_buffer)
-        scores.append(Score(reward=values[int(good)] + penalty, verdict=found, graded=values[int(good)]))
+        scores.append(Score(reward=graded + penalty, verdict=found, graded=graded))
     return scores

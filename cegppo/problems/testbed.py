@@ -1,12 +1,13 @@
 """The embedded default model: a small qwen3 that has learnt, by supervised warm-up, to work out
 reasoning-gym problems.
 
-Nothing is downloaded: tokenizer, worked solutions and weights are made here, once, and cached by a
-hash of what made them. Three things are built in because a study of entropy needs them:
+Nothing is downloaded: tokenizer, worked solutions and weights are made here, once, from a Recipe
+(recipe.py), and cached by a hash of its values. Three things are built in because a study of
+entropy needs them:
 
 * many equally good wordings: after each step of a solution stands one of 16 connectives, drawn from
   a Zipf distribution (2.3 nats), so that entropy has something to lose that accuracy does not ask
-  for;
+  for; kinds of workers may each have wordings of their own, which then say how careful they are;
 * careless work: a step of the solutions it learns from is sometimes off by a little, so that it
   starts unsure of results it could know, and being surer is learnt fact by fact rather than at
   once;
@@ -16,12 +17,11 @@ hash of what made them. Three things are built in because a study of entropy nee
 
 import fcntl
 import hashlib
-import inspect
+import json
 import math
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -35,18 +35,21 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ..config import Source, digest
+from ..record.files import write_whole
 from ..types import present
 from .data import WARM_UP, Problems
+from .recipe import FAMILIES, Recipe, Worker
+
+# Raised by hand when what this file makes of a recipe changes: phrases, families, wordings, the
+# order of draws. A test holds the default's texts to it.
+VERSION = 1
+MADE_WITH = ("torch", "transformers", "tokenizers", "numpy", "reasoning-gym")  # whose versions may change weights
 
 CONNECTIVES = (
     " so ", " then ", " next ", " thus ", " hence ", " and ", " now ", " also ",
     " after that ", " which means ", " from there ", " going on ", " in turn ", " likewise ", " moreover ", " finally ",
 )  # fmt: skip
-ZIPF = 1 / np.arange(1, len(CONNECTIVES) + 1)
-ZIPF /= ZIPF.sum()
-SLIP_RATE = 0.15  # of warm-up steps whose result is off
-SLIPS = (-10, -2, -1, 1, 2, 10)
-DIRECT_SHARE = 0.5  # of warm-up solutions that answer at once
+SLIPS = (-10, -2, -1, 1, 2, 10)  # what a result may be off by
 
 # Whole phrases of the questions, and numbers with their sign, are single tokens; everything else is
 # read character by character.
@@ -62,22 +65,10 @@ NUMBERS = (
 )  # fmt: skip
 CHARACTERS = "\n !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
 
-WARMUP_SOURCES = (
-    Source(task="chain_sum", params=dict(min_terms=2, max_terms=6, min_digits=1, max_digits=1), weight=4),
+WARMUP_SOURCES = (  # in the order of FAMILIES
+    Source(task="chain_sum", params=dict(min_terms=2, max_terms=6, min_digits=1, max_digits=1)),
     Source(task="simple_equations", params=dict(min_terms=2, max_terms=2, min_value=1, max_value=9)),
     Source(task="gcd", params=dict(min_value=1, max_value=20)),
-)
-POOL = 1500  # distinct problems of each source in the warm-up; sympy makes an equation in milliseconds
-CLEAN_STEPS, CARELESS_STEPS, ROWS, SEED = 480, 80, 64, 0
-LR, CARELESS_LR = 5e-3, 1e-3
-INIT_STD = 0.08  # of the order of 1/√width; the library's 0.02 is meant for wide models and learns far more slowly here
-SHAPE = dict(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    head_dim=16,
 )
 
 
@@ -143,16 +134,30 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
     return None
 
 
-def worked_solution(task: str, question: str, slip_rate: float, rng: np.random.Generator) -> str:
-    """A full response of a careless worker: the steps, some with a slip, in random wordings,
-    then the answer they lead to."""
+def styles(recipe: Recipe) -> list[tuple[Worker, tuple[str, ...], np.ndarray]]:
+    """(worker, its connectives, their probabilities) of each kind of worker."""
+    made, first = [], 0
+    for worker in recipe.workers or [Worker(slip_rate=recipe.slip_rate)]:
+        words = CONNECTIVES[first : first + worker.wordings] or CONNECTIVES[: recipe.wordings]
+        first += worker.wordings
+        # Not a power of ranks: at the exponent −1 this rounds as 1/rank does.
+        law = 1 / np.arange(1, len(words) + 1) ** -recipe.wordings_exponent
+        made.append((worker, words, law / law.sum()))
+    return made
+
+
+def worked_solution(
+    task: str, question: str, slip_rate: float, words: tuple[str, ...], law: np.ndarray, rng: np.random.Generator
+) -> str:
+    """A full response of a careless worker: the steps, some with a slip, each followed by one of
+    the connectives `words`, drawn by `law`, then the answer they lead to."""
 
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
 
     steps, answer = present(work_out(task, question, slip))
-    words = rng.choice(len(CONNECTIVES), size=len(steps), p=ZIPF)
-    return "".join(step + CONNECTIVES[word] for step, word in zip(steps, words)) + direct_solution(answer)
+    drawn = rng.choice(len(words), size=len(steps), p=law)
+    return "".join(step + words[word] for step, word in zip(steps, drawn)) + direct_solution(answer)
 
 
 def direct_solution(answer: str) -> str:
@@ -160,44 +165,57 @@ def direct_solution(answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
 
-def warmup_texts(count: int, direct_share: float, slip_rate: float, seed: list[int]) -> list[tuple[str, str]]:
-    """`count` (prompt, response) pairs of the warm-up mix, a share of them answered at once."""
+def warmup_texts(recipe: Recipe, count: int, careless: bool, seed: list[int]) -> list[tuple[str, str]]:
+    """`count` (prompt, response) pairs of the recipe's mix in one of its phases, a share of them
+    answered at once."""
     rng = np.random.default_rng(seed)
-    weights = np.array([source.weight for source in WARMUP_SOURCES])
-    kinds = rng.choice(len(WARMUP_SOURCES), size=count, p=weights / weights.sum())
-    direct = rng.random(count) < direct_share
-    places = rng.integers(POOL, size=count)
-    pools = [warmup_pool(which) for which in range(len(WARMUP_SOURCES))]
-    tasks = [present(source.task) for source in WARMUP_SOURCES]
+    weights = np.array([recipe.tasks.get(task, 0.0) for task in FAMILIES])
+    kinds = rng.choice(len(FAMILIES), size=count, p=weights / weights.sum())
+    direct = rng.random(count) < (recipe.direct_share if careless else recipe.clean_direct_share)
+    places = rng.integers(recipe.pool, size=count)
+    pools = [warmup_pool(which, recipe.pool) for which in range(len(FAMILIES))]
+    styled = styles(recipe)
+    workers = np.zeros(count, dtype=int)
+    if len(styled) > 1:
+        shares = np.array([worker.share for worker, *_ in styled])
+        workers = rng.choice(len(styled), size=count, p=shares / shares.sum())
     texts = []
-    for kind, at_once, place in zip(kinds, direct, places):
+    for kind, at_once, place, who in zip(kinds, direct, places, workers):
         question, answer = pools[kind][place % len(pools[kind])]
-        solution = direct_solution(answer) if at_once else worked_solution(tasks[kind], question, slip_rate, rng)
+        worker, words, law = styled[who]
+        slip_rate = worker.slip_rate if careless else 0.0
+        solution = (
+            direct_solution(answer)
+            if at_once
+            else worked_solution(FAMILIES[kind], question, slip_rate, words, law, rng)
+        )
         texts.append((question + "\n", solution))
     return texts
 
 
 @cache
-def warmup_pool(which: int) -> list[tuple[str, str]]:
-    """(question, answer) of the problems of warm-up source `which` that the solver can work out."""
-    problems, task = Problems(WARMUP_SOURCES[which], WARM_UP, which), present(WARMUP_SOURCES[which].task)
-    pool = [(str(question), answer) for question, answer, _ in map(problems.problem, range(POOL))]
-    return [(question, answer) for question, answer in pool if work_out(task, question) is not None]
+def warmup_pool(which: int, size: int) -> list[tuple[str, str]]:
+    """(question, answer) of those of the first `size` problems of family `which` that the solver
+    can work out."""
+    problems = Problems(WARMUP_SOURCES[which], WARM_UP, which)
+    pool = [(str(question), answer) for question, answer, _ in map(problems.problem, range(size))]
+    return [(question, answer) for question, answer in pool if work_out(FAMILIES[which], question) is not None]
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A freshly initialised qwen3 of the testbed's shape."""
-    torch.manual_seed(SEED)
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A freshly initialised qwen3 of the recipe's shape."""
+    torch.manual_seed(recipe.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None, initializer_range=INIT_STD, bos_token_id=None, attention_dropout=0.0, use_cache=True,
-        **SHAPE,
+        pad_token_id=None, initializer_range=recipe.init_std, bos_token_id=None, attention_dropout=0.0, use_cache=True,
+        hidden_size=recipe.hidden, intermediate_size=recipe.intermediate, num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, head_dim=recipe.head_dim,
     )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
 
-def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
+def warm_up(recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
     """Supervised training in place; the mean loss of the last ten steps, in nats per response
     token.
 
@@ -205,20 +223,19 @@ def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> floa
     at once teaches only noise); then, briefly, careless ones and many answers at once, which set
     the habits that RL starts from.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     model.train()
     losses: list[float] = []
-    for phase, (steps, direct, slips) in enumerate(
-        [(CLEAN_STEPS, 0.05, 0.0), (CARELESS_STEPS, DIRECT_SHARE, SLIP_RATE)]
-    ):
-        pairs = warmup_texts(steps * ROWS, direct, slips, [SEED, phase])
+    size = recipe.rows
+    for phase, steps in enumerate([recipe.clean_steps, recipe.careless_steps]):
+        pairs = warmup_texts(recipe, steps * size, phase == 1, [recipe.seed, phase])
         rows = [(tokenizer.encode(q), tokenizer.encode(a) + [tokenizer.eos_token_id]) for q, a in pairs]
-        for start in range(0, len(rows), 4 * ROWS):  # less padding: four batches at a time are cut by length
-            rows[start : start + 4 * ROWS] = sorted(
-                rows[start : start + 4 * ROWS], key=lambda row: len(row[0]) + len(row[1])
+        for start in range(0, len(rows), 4 * size):  # less padding: four batches at a time are cut by length
+            rows[start : start + 4 * size] = sorted(
+                rows[start : start + 4 * size], key=lambda row: len(row[0]) + len(row[1])
             )
-        for start in range(0, len(rows), ROWS):
-            batch = rows[start : start + ROWS]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             width = max(len(q) + len(a) for q, a in batch)
             token_BS = torch.tensor([q + a + [0] * (width - len(q) - len(a)) for q, a in batch])
             label_BS = torch.tensor([[-100] * len(q) + a + [-100] * (width - len(q) - len(a)) for q, a in batch])
@@ -227,19 +244,20 @@ def warm_up(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> floa
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.param_groups[0]["lr"] = warmup_lr(len(losses))
+            optimizer.param_groups[0]["lr"] = warmup_lr(recipe, len(losses))
             optimizer.step()
             losses.append(float(loss.detach()))
     model.eval()
     return float(np.mean(losses[-10:]))
 
 
-def warmup_lr(step: int) -> float:
+def warmup_lr(recipe: Recipe, step: int) -> float:
     """Up over 50 steps, down by a cosine to the careless phase's rate, then linearly to nothing."""
-    if step >= CLEAN_STEPS:
-        return CARELESS_LR * (CLEAN_STEPS + CARELESS_STEPS - step) / CARELESS_STEPS
-    cosine = (1 + math.cos(math.pi * step / CLEAN_STEPS)) / 2
-    return min(1, (step + 1) / 50) * (CARELESS_LR + (LR - CARELESS_LR) * cosine)
+    clean, careless = recipe.clean_steps, recipe.careless_steps
+    if step >= clean:
+        return recipe.careless_lr * (clean + careless - step) / careless
+    cosine = (1 + math.cos(math.pi * step / clean)) / 2
+    return min(1, (step + 1) / 50) * (recipe.careless_lr + (recipe.lr - recipe.careless_lr) * cosine)
 
 
 def cache_root() -> Path:
@@ -254,34 +272,54 @@ def weights_digest(model: Path) -> str:
     return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
-def base_model() -> Path:
-    """The folder of the embedded base model; made on first use, in under a minute on one core.
+def cached(recipe: Recipe) -> Path:
+    """The folder in which the model of `recipe` is or will be: a hash of the recipe's values and
+    of the libraries that make it."""
+    made_of = [VERSION, recipe.values(), *(version(name) for name in MADE_WITH)]
+    return cache_root() / f"testbed-{digest(made_of)}"
 
-    Cached by a hash of this file and of the libraries that made it, so every run that compares
-    algorithms starts from the same weights. Processes that ask at the same time wait for the one
-    that makes it.
+
+def intact(folder: Path) -> bool:
+    """Whether the weights in `folder` are those that were once made there."""
+    try:
+        noted = json.loads((folder / "testbed.json").read_text())
+        return noted["weights"] == weights_digest(folder)
+    except (OSError, ValueError, KeyError, TypeError):  # a file is gone, cut short, or of someone else
+        return False
+
+
+def base_model(recipe: Recipe) -> Path:
+    """The folder of the embedded model that `recipe` makes; made on first use, in under a minute
+    on one core.
+
+    Every run that compares algorithms starts from the same weights. Their fingerprint is kept
+    beside them, and a damaged model is made anew. Processes that ask at the same time wait for the
+    one that makes it.
     """
-    source = inspect.getsource(sys.modules[__name__])
-    made_of = [source, *(version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "reasoning-gym"))]
-    folder = cache_root() / f"testbed-{digest(made_of)}"
-    if folder.is_dir():
+    folder = cached(recipe)
+    if intact(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / f"{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
+        if intact(folder):
             return folder
+        if folder.exists():
+            print(f"{folder}: its weights are not the ones that were made there; made anew", flush=True)
+            shutil.rmtree(folder)
         print("making the embedded base model (once, under a minute) …", flush=True)
         start, threads = time.perf_counter(), torch.get_num_threads()
         torch.set_num_threads(1)  # two threads are slower at this size and could change the last bit
         tokenizer = make_tokenizer()
-        model = make_model(tokenizer)
-        loss = warm_up(model, tokenizer)
+        model = make_model(recipe, tokenizer)
+        loss = warm_up(recipe, model, tokenizer)
         torch.set_num_threads(threads)
         unfinished = folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        noted = {"version": VERSION, "recipe": recipe.values(), "weights": weights_digest(unfinished)}
+        write_whole(unfinished / "testbed.json", json.dumps(noted, indent=1) + "\n")
         unfinished.rename(folder)
         print(f"… made in {time.perf_counter() - start:.0f} s, loss {loss:.2f} nats a token: {folder}", flush=True)
     return folder

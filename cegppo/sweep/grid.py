@@ -333,7 +333,9 @@ def run_all(sweep: Sweep, work: Any, show: Any) -> tuple[int, list[Run]]:
 def _same_start(meta: dict[str, Any], config: Config) -> bool:
     """Whether the run that `meta` describes began with the weights that `config` would begin
     with here."""
-    return config.model.path != "testbed" or meta.get("start_weights") == testbed.weights_digest(testbed.base_model())
+    if config.model.path != "testbed":
+        return True
+    return meta.get("start_weights") == testbed.weights_digest(testbed.base_model(config.testbed))
 
 
 def _refuse_other_start(sweep: Sweep) -> None:

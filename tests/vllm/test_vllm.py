@@ -65,7 +65,7 @@ def widened(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    policy = Policy.load(testbed.base_model(), "cpu")
+    policy = Policy.load(testbed.base_model(testbed.Recipe()), "cpu")
     wide = widened(policy.model).eval()
     tokens = torch.tensor([policy.tokenizer.encode("Calculate 3 - 4 + 5.\n 3-4=-1 so")])
     torch.testing.assert_close(wide(tokens).logits, policy.model(tokens).logits, atol=1e-3, rtol=1e-4)

@@ -1,0 +1,33 @@
+"""Draw figures by name: each is a script fig_<name>.py of this folder with a function
+`draw(results)`."""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+from .load import Missing
+
+
+def names() -> list[str]:
+    """Every figure there is: the files of this folder."""
+    return sorted(path.stem.removeprefix("fig_") for path in Path(__file__).resolve().parent.glob("fig_*.py"))
+
+
+def figures(results: Path, only: list[str] | None) -> int:
+    """Draw `only`, or all but the demo's, whose runs are each user's own. The exit code."""
+    wanted = only or [name for name in names() if name != "demo"]
+    for name in wanted:
+        if name not in names():
+            close = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names())}"
+            print(f"error: no figure '{name}'; {hint}", file=sys.stderr)
+            return 2
+    code = 0
+    for name in wanted:
+        try:
+            importlib.import_module(f".fig_{name}", __package__).draw(results)
+        except Missing as error:
+            print(f"error: figure '{name}': {error}", file=sys.stderr)
+            code = 2
+    return code
