@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help` says
-what a verb takes."""
+"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help`
+says what a verb takes."""
 
 import argparse
 import difflib
@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    overrides = dict(
+    overrides: dict[str, Any] = dict(
         nargs="*", metavar="key=value", help="any key of the configuration, e.g. method=grpo seed=1 update.lr=3e-5"
     )
 

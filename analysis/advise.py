@@ -76,7 +76,7 @@ def _levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.D
     rows = []
     for side in lever.SIDES:
         mean = np.array(parameter.of(side))
-        show = lambda values, form: tables.interval(*values, form)
+        show = lambda values, form: tables.interval(*values, form=form)
         rows.append(
             {
                 "": LABELS[side],
@@ -129,7 +129,7 @@ def _target(levers: Levers, own_2: np.ndarray, target: float, gain: float) -> li
     return [
         (
             f"{head}β = {_pair(found)}{nearest}{rests}; first order foretells"
-            f" {tables.interval(mean, low, high, '{:+.3f}')} nats"
+            f" {tables.interval(mean, low, high, form='{:+.3f}')} nats"
         )
     ]
 
@@ -140,7 +140,7 @@ def _record(results: Path) -> list[str]:
     rows = lever.foretold(results)
     if not rows:
         return [f"{head} none recorded yet"]
-    show = lambda triple: tables.interval(*triple, "{:+.3f}")
+    show = lambda triple: tables.interval(*triple, form="{:+.3f}")
     return [
         head,
         *(

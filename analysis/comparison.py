@@ -131,7 +131,7 @@ def _cells(made: pd.DataFrame) -> pd.DataFrame:
         cells = rows.setdefault(method, {"method": method, "seeds": str(row["seeds"])})
         low, high = (row["low"], row["high"]) if row["seeds"] > 1 else (None, None)
         difference = column == "mean less GRPO's"
-        cells[column] = tables.interval(row["value"], low, high, "{:+.1f}" if difference else "{:.1f}")
+        cells[column] = tables.interval(row["value"], low, high, form="{:+.1f}" if difference else "{:.1f}")
         if difference and stats.side(row["low"], row["high"]) != "undecided":
             cells[column] += " *"
     return pd.DataFrame(rows.values()).fillna("")

@@ -44,7 +44,7 @@ def draw(results: Path, file: Path = claims.FILE) -> None:
             "claim": made["claim"] + made["seen"].map({True: " †", False: ""}),
             "verdict": made["verdict"],
             "mean [95 % interval]": [
-                tables.interval(mean, low, high, "{:.3g}" if claim.ratio else "{:+.3g}")
+                tables.interval(mean, low, high, form="{:.3g}" if claim.ratio else "{:+.3g}")
                 for claim, mean, low, high in zip(stated, made["mean"], made["low"], made["high"])
             ],
             "seeds": made["seeds"],

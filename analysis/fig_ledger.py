@@ -1,10 +1,11 @@
-"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, at once
-and through momentum, and how first order agrees with what was measured.
+"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, at
+once and through momentum, and how first order agrees with what was measured.
 
 Reads the runs of sweeps/ledger_20.yaml. A ledger is of a whole looked-at step.
 """
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -118,7 +119,9 @@ def scatter(axis: plt.Axes, points: dict[str, np.ndarray]) -> None:
     """First order against measured; the line is equality."""
     lines = []
     for key, (p, m) in points.items():
-        look = {"color": style.CLASSES[key]["facecolor"]} if key in style.CLASSES else {"color": "#555555"}
+        look: dict[str, Any] = (
+            {"color": style.CLASSES[key]["facecolor"]} if key in style.CLASSES else {"color": "#555555"}
+        )
         marker = "^" if key.startswith("na") else "o"
         axis.scatter(p, m, s=13, marker=marker, edgecolor="#333333", linewidth=0.3, alpha=0.85, rasterized=True, **look)
         fit = ledger.agreement(p, m)
@@ -142,6 +145,7 @@ def blocks(results: Path) -> dict[str, str]:
         made = ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part")
         made = made.drop(columns="eventual").add_prefix(f"{style.look(arm)[0]}: ")
         wide = made if wide is None else wide.join(made, how="outer", sort=False)
+    assert wide is not None  # there are arms
     count = {arm: len(ledger.entries(mine)) for arm, mine in by_arm.items()}
     what = f"{evolution.seeds(runs)} an algorithm, {' and '.join(map(str, count.values()))} looked-at steps"
     agree = {arm: ledger.agreement_cells(ledger.agreements(mine)) for arm, mine in by_arm.items()}

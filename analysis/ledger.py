@@ -7,6 +7,7 @@ gradient will have done is estimated as 1/(1 − β₁) of what it did at once, 
 how far that is from what was measured.
 """
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def cells(made: pd.DataFrame) -> pd.DataFrame:
     for row in made.to_dict("records"):
         factor = 1.0 if row["column"] == "over run" else MILLI
         triple = (row[name] * factor for name in ("mean", "low", "high"))
-        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = tables.interval(*triple, "{:+.2f}")
+        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = tables.interval(*triple, form="{:+.2f}")
     return pd.DataFrame(rows.values(), columns=["part", *COLUMNS, "over run"]).fillna("")
 
 
@@ -119,7 +120,8 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
             looked = rows[(rows[first] != 0) | (rows[then] != 0)].dropna(subset=[first, then])
             row |= {"n": len(looked), **agreement(looked[first], looked[then])}
         if key in CLASSES or not key:
-            ours = rows[f"ledger/predicted_{key}"] if key else sum(rows[f"ledger/predicted_{c}"] for c in CLASSES)
+            of_classes = [rows[f"ledger/predicted_{c}"] for c in ([key] if key else CLASSES)]
+            ours = sum(of_classes[1:], of_classes[0])
             free = agreement(rows[f"ledger/logit_{key}" if key else "ledger/logit"], ours)
             row |= {"logit r": free["correlation"], "logit slope": free["slope"]}
         if any(isinstance(v, float) and not np.isnan(v) for v in row.values()):
@@ -129,7 +131,7 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def agreement_cells(made: pd.DataFrame) -> pd.DataFrame:
     """`agreements` as text."""
-    forms = {"part": "{}", "n": "{:.0f}", "logit slope": "{:.4f}"}
+    forms: dict[Hashable, str] = {"part": "{}", "n": "{:.0f}", "logit slope": "{:.4f}"}
     shown = {c: [forms.get(c, "{:.2f}").format(v) if pd.notna(v) else "" for v in made[c]] for c in made}
     return pd.DataFrame(shown).rename(columns={"correlation": "r", "R2": "R²"})
 
@@ -155,7 +157,9 @@ def over(rows: pd.DataFrame) -> str:
 
 
 def check_text(metrics: pd.DataFrame, beta1: float) -> str:
-    found = {name: tables.interval(*(MILLI * x for x in t), "{:+.2f}") for name, t in check(metrics, beta1).items()}
+    found = {
+        name: tables.interval(*(MILLI * x for x in t), form="{:+.2f}") for name, t in check(metrics, beta1).items()
+    }
     return (
         f"1/(1 − β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']}; difference:"
         f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(entries(metrics))})"

@@ -37,7 +37,7 @@ def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1f}"
 
 
-def interval(mean: float | None, low: float | None, high: float | None, form: str = "{:.1f}") -> str:
+def interval(mean: float | None, low: float | None, high: float | None, *, form: str = "{:.1f}") -> str:
     """`mean [low, high]`; the mean alone when there is no interval, nothing when there is no
     mean."""
     if mean is None or math.isnan(mean):

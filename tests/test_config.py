@@ -94,7 +94,13 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["reward_values=[.nan,1]"], "reward_values must be finite"),
         (["loss.eps_low=.nan"], "loss.eps_low must be finite, not nan"),
         (["eval.max_tokens=0"], "command line: eval.max_tokens must be at least 1"),
-        (["results=${nothing}"], "nothing"),
+        (["results=${nothing}"], "command line: results: Interpolation key 'nothing' not found"),
+        (["update.lr=${wandb.project}"], "command line: update.lr: Value 'cegppo' of type 'str' could not be"),
+        (["reward_values=3"], "command line: 'reward_values' takes a list, not 3"),
+        (["reward_values={a: 1}"], "command line: 'reward_values' takes a list, not {'a': 1}"),
+        (["reward_values=[0,x]"], "command line: reward_values[1]: Value 'x' of type 'str' could not be converted"),
+        (["data.train=[{task: gcd, weight: x}]"], "command line: data.train[0].weight: Value 'x' of type 'str'"),
+        (["data.train=[{task: gcd, params: {1: 2}}]"], "command line: data.train[0].params: its keys are text, not 1"),
         (["model.path=???"], "model.path"),
         (["loss={1: 2}"], "1"),
         (["diagnostics.classes=prob"], "did you mean 'probability'?"),
@@ -134,6 +140,26 @@ def test_bad_files(tmp_path, tiny):
             config.load(tmp_path / "bad.yaml")
     with pytest.raises(BadInput, match=r"tinny\.yaml: no such file; did you mean 'tiny\.yaml'\?"):
         config.load(tmp_path / "tinny.yaml")
+
+
+def test_a_value_may_refer_to_another(tiny):
+    """Whatever layer that came from, and its default too."""
+    loaded, origin = config.load(
+        tiny, ["results=${wandb.project}/x", "eval.k=${group_size}", "loss.eps_low=${update.lr}", "update.lr=0.25"]
+    )
+    assert (loaded.results, loaded.eval.k, loaded.loss["eps_low"]) == ("cegppo/x", loaded.group_size, 0.25)
+    assert origin["results"] == "command line"
+
+
+def test_what_was_read_before_changes_nothing(tiny):
+    first, _ = config.load(tiny)
+    before = first.to_dict()
+    first.data.train[0].params["min_terms"] = -1
+    first.data.train.clear()
+    first.loss["eps_low"] = -1
+    assert config.load(tiny)[0].to_dict() == before
+    tiny.write_text(tiny.read_text().replace("group_size: 4", "group_size: 8"))  # as long as before, and as young
+    assert config.load(tiny)[0].group_size == 8 != before["group_size"]
 
 
 def test_a_schedule_by_shares_is_one_by_steps(tiny):

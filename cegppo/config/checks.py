@@ -11,6 +11,7 @@ import math
 import types as pytypes
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from .. import losses
@@ -34,24 +35,36 @@ def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
 # ------------------------------------------------------------------ a layer, before it is merged
 
 
+@cache
+def types_of(schema: type) -> dict[str, Any]:
+    """The annotation of each field of dataclass `schema`."""
+    return typing.get_type_hints(schema)
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation by itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
 def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
     """The keys of a layer are those of dataclass `schema`, and what has named values has one of
     them."""
-    known = typing.get_type_hints(schema)
+    known = types_of(schema)
     for key, value in tree.items():
         if key not in known:
             raise BadInput(f"{where}: unknown key '{prefix}{key}'{nearest(str(key), known, prefix)}")
         if value == "???":  # OmegaConf's word for "still to be given"; it would silently mean the default
             raise BadInput(f"{where}: '{prefix}{key}' has no value")
-        kinds = _kinds(known[key])
-        choices = [choice for kind in kinds if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
-        if choices and value not in choices and not (value is None and type(None) in kinds):
+        allowed = kinds(known[key])
+        choices = [choice for kind in allowed if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
+        if choices and value not in choices and not (value is None and type(None) in allowed):
             raise BadInput(f"{where}: {prefix}{key}: unknown value '{value}'{nearest(str(value), choices)}")
         if typing.get_origin(known[key]) is dict and key != "loss" and not isinstance(value, dict):
             raise BadInput(f"{where}: '{prefix}{key}' takes keys, not {value!r}")
         is_list = typing.get_origin(known[key]) is list
         inner = typing.get_args(known[key])[0] if is_list else known[key]
-        if not dataclasses.is_dataclass(inner):
+        if not (isinstance(inner, type) and dataclasses.is_dataclass(inner)):
             continue
         if is_list != isinstance(value, list) or not isinstance(value, (dict, list)):
             raise BadInput(f"{where}: '{prefix}{key}' takes {'a list' if is_list else 'keys'}, not {value!r}")
@@ -59,12 +72,6 @@ def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
             if not isinstance(item, dict):
                 raise BadInput(f"{where}: '{prefix}{key}' takes a list of keys, not {item!r}")
             check_keys(item, inner, where, f"{prefix}{key}.")
-
-
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; any other annotation by itself."""
-    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
 
 
 # -------------------------------------------------------------------- the loss and what it takes

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .. import losses
 from ..types import BadInput
 from .checks import check_keys, check_loss, check_values, nearest
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
+from .values import built, over, plain, typed_tree
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 Layer = tuple[str, dict[str, Any]]  # where it comes from, as messages and origins name it; a part of the tree
@@ -127,16 +129,22 @@ def read_yaml(path: Path) -> dict:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise BadInput(f"{path}: no such file" + (nearest(path.name, siblings) if siblings else ""))
     try:  # OmegaConf's loader, so that 1e-5 is a number here as on the command line
-        tree = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8") or "{}"))
+        text = path.read_text(encoding="utf-8")
+        tree = deepcopy(_of_yaml(text))
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise BadInput(
             f"{path}:{where} not valid YAML ({getattr(error, 'problem', None) or type(error).__name__})"
         ) from None
-    if not isinstance(tree, dict) or list(tree.values()) == [None] and ":" not in path.read_text(encoding="utf-8"):
+    if not isinstance(tree, dict) or list(tree.values()) == [None] and ":" not in text:
         raise BadInput(f"{path}: expected `key: value` lines")
     return tree
+
+
+@lru_cache(maxsize=256)  # a sweep reads the same few files for every arm
+def _of_yaml(text: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.create(text or "{}"))
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict]]:
@@ -154,13 +162,13 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
     return [*layers, (str(path), tree)]
 
 
-def parse_overrides(overrides: Iterable[str]) -> dict:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """`key=value` items as a nested mapping; values are read as YAML. Raises BadInput."""
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise BadInput(f"command line: '{item}' is not key=value")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        return plain(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise BadInput(f"command line: {str(error).splitlines()[0]}") from None
 
@@ -197,7 +205,7 @@ def nested(keys: dict[str, Any], where: str) -> Layer:
             OmegaConf.update(tree, str(key), value)
     except OmegaConfBaseException as error:
         raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
-    return where, OmegaConf.to_container(tree)
+    return where, plain(tree)
 
 
 def _named_benchmark(item: str, where: str) -> list[dict]:
@@ -235,34 +243,26 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     """The configuration that `layers` make, checked and complete, and the origin of each of its
     values."""
     origin: dict[str, str] = {}
-    merged = OmegaConf.structured(Config)
-    loss: dict[str, Any] = dict(merged.loss)
-    for where, tree in [layer for layer in layers if layer[1]]:  # an empty one would cost a merge
+    merged: dict[str, Any] = {}
+    loss: dict[str, Any] = Config().loss
+    for where, tree in layers:
         tree = _with_named_benchmarks(tree, where)
         check_keys(tree, Config, where)
         said = tree.get("eval", {})
         # Later wins: eval.k here stands above the k that a benchmark of an earlier layer has.
         for key in SAMPLING:
-            for source in merged.eval.benchmarks if key in said and "benchmarks" not in said else []:
-                source[key] = None
+            for source in merged.get("eval", {}).get("benchmarks", ()):
+                if key in said:
+                    source.pop(key, None)
         if "loss" in tree:
             before, loss = loss, _merged_loss(loss, tree["loss"], where)
             if loss["name"] != before["name"]:
                 origin = {k: v for k, v in origin.items() if not k.startswith("loss.")}
             origin |= {f"loss.{k}": where for k in _renamed(loss["name"], tree["loss"] or {})}
             tree = {k: v for k, v in tree.items() if k != "loss"}
-        try:
-            merged = OmegaConf.unsafe_merge(merged, tree)  # `merged` is nobody else's: half the time
-        except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None) or "?"
-            raise BadInput(f"{where}: {key}: {str(error).splitlines()[0]}") from None
+        merged = over(merged, typed_tree(tree, lambda _: where))
         origin |= {k: where for k in flatten(tree)}
-    try:
-        merged.loss = loss
-        config: Config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        raise BadInput(f"{origin.get(key, 'configuration')}: {key}: {str(error).splitlines()[0]}") from None
+    config = built({**merged, "loss": loss}, origin)
     check_loss(config.loss, config.steps, origin)
     config.loss = _completed(config.loss)
     for source in (*config.data.train, *config.eval.benchmarks):
@@ -290,8 +290,11 @@ def _renamed(name: Any, knobs: dict[str, Any]) -> dict[str, Any]:
 def _completed(loss: dict[str, Any]) -> dict[str, Any]:
     """`loss` with all of its knobs, each of the type of its default."""
     defaults = dataclasses.asdict(losses.load(loss["name"]).Params())
-    typed = lambda key, value: (
-        [[when, typed(key, v)] for when, v in value] if isinstance(value, list) else type(defaults[key])(value)
-    )
-    given = {key: typed(key, value) for key, value in loss.items() if key != "name"}
+
+    def like_default(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [[when, like_default(key, v)] for when, v in value]
+        return type(defaults[key])(value)
+
+    given = {key: like_default(key, value) for key, value in loss.items() if key != "name"}
     return {"name": loss["name"], **defaults, **given}

@@ -261,7 +261,7 @@ def under(key: str, names: Iterable[str]) -> bool:
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """{a: {b: 1}} as {"a.b": 1}; an empty mapping stays a value."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..types import BadInput, Prompt, Rollout, Score, Verdict
+from ..types import BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader
 
 Rule = Callable[[Prompt, str], float]  # (prompt, response) → reward in [0, 1]
@@ -148,9 +148,9 @@ def rule(source: str) -> Rule:
     if not Path(name).is_file():
         raise BadInput(f"reward: {name}: no such file")
     spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(present(spec))
     try:
-        spec.loader.exec_module(module)
+        present(present(spec).loader).exec_module(module)
     except Exception as error:  # the user's own code may raise anything
         raise BadInput(f"reward: {name} cannot be imported: {type(error).__name__}: {error}") from None
     there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]

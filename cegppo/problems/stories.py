@@ -120,13 +120,13 @@ def make_tokenizer(tokens: list[tuple[str, float]]) -> PreTrainedTokenizerFast:
     """A fast tokenizer that encodes as sentencepiece does: of all neighbours that are a token
     together, those with the best score are joined first."""
     number = {piece: i for i, (piece, _) in enumerate(tokens)}
-    merges = []
+    ranked = []
     for piece, score in tokens[3:]:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in number and right in number:
-                merges.append((-score, number[left], number[right], left, right))
-    merges = [(left, right) for *_, left, right in sorted(merges)]
+                ranked.append((-score, number[left], number[right], left, right))
+    merges = [(left, right) for *_, left, right in sorted(ranked)]
     made = tokenizers.Tokenizer(models.BPE(number, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ..config import Source, digest
 from ..record.files import write_whole
+from ..types import present
 from .data import WARM_UP, Problems
 from .recipe import FAMILIES, Recipe, Worker
 
@@ -115,7 +116,7 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
             a, b = b, max(0, step(f"{a}%{b}", a % b))
         return steps, str(a)
     if task == "simple_equations":  # sympy writes a·x, a·x ± b, b - a·x
-        left, right = re.search(r": (.*) = (-?\d+)$", question).groups()
+        left, right = present(re.search(r": (.*) = (-?\d+)$", question)).groups()
         match = re.fullmatch(
             r"(?:(?P<before>\d+) - )?(?:(?P<factor>\d+)\*)?[a-z](?: (?P<sign>[+-]) (?P<after>\d+))?", left
         )
@@ -154,7 +155,7 @@ def worked_solution(
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
 
-    steps, answer = work_out(task, question, slip)
+    steps, answer = present(work_out(task, question, slip))
     drawn = rng.choice(len(words), size=len(steps), p=law)
     return "".join(step + words[word] for step, word in zip(steps, drawn)) + direct_solution(answer)
 
@@ -197,7 +198,7 @@ def warmup_pool(which: int, size: int) -> list[tuple[str, str]]:
     """(question, answer) of those of the first `size` problems of family `which` that the solver
     can work out."""
     problems = Problems(WARMUP_SOURCES[which], WARM_UP, which)
-    pool = [problems.problem(i)[:2] for i in range(size)]
+    pool = [(str(question), answer) for question, answer, _ in map(problems.problem, range(size))]
     return [(question, answer) for question, answer in pool if work_out(FAMILIES[which], question) is not None]
 
 
