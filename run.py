@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help` says
-what a verb takes."""
+"""The front door: train, evaluate, sweep, draw, keep, report, advise. `python run.py VERB --help`
+says what a verb takes."""
 
 import argparse
 import difflib
@@ -104,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
         "figures", help="draw figures and tables from recorded runs",
         description=(
             "Each figure is a script in analysis/ that reads run folders only; drawn as SVG and PNG into "
-            "<results>/figures."
+            "<results>/figures. "
+            "Numbers that README.md and docs/ quote between markers are written anew."
         ),
     )  # fmt: skip
     figures.add_argument(
@@ -360,6 +361,7 @@ def verb_sweep(options: argparse.Namespace) -> int:
 
 
 def verb_figures(options: argparse.Namespace) -> int:
+    from analysis import numbers
     from analysis.load import Missing
 
     root = Path(__file__).resolve().parent / "analysis"
@@ -371,13 +373,17 @@ def verb_figures(options: argparse.Namespace) -> int:
             hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(scripts)}"
             print(f"error: no figure '{name}'; {hint}", file=sys.stderr)
             return 2
-    failed = False
+    failed, results, here = False, Path(options.results), Path(__file__).resolve().parent
     for name in wanted:
+        figure = importlib.import_module(scripts[name])
         try:
-            importlib.import_module(scripts[name]).draw(Path(options.results))
+            figure.draw(results)
         except Missing as error:
             print(f"error: figure '{name}': {error}", file=sys.stderr)
             failed = True
+        if results.resolve() == here / "results":  # what the texts quote is of the runs beside them
+            for path in numbers.write(here, numbers.of(figure, results)):
+                print(f"numbers: {path}")
     return 2 if failed else 0
 
 

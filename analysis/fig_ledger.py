@@ -1,5 +1,5 @@
-"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, at once
-and through momentum, and how first order agrees with what was measured.
+"""The entropy ledger of GRPO and CE-GPPO on the testbed: what each class did to the entropy, at
+once and through momentum, and how first order agrees with what was measured.
 
 Reads the runs of sweeps/ledger_20.yaml. A ledger is of a whole looked-at step.
 """
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import evolution, ledger, load, numbers, stats, style, tables
+from . import evolution, ledger, load, numbers, stats, style
 
 SWEEP = "ledger_20"
 ARMS = ["grpo", "cegppo"]
@@ -40,7 +40,7 @@ def draw(results: Path) -> None:
     for axis in axes[:, 2:].flat:
         axis.set_ylabel("measured", labelpad=2)
         axis.tick_params(labelleft=True)
-    style.legend(figure, 5, axes[0, 1])
+    style.legend(figure, 6, axes[0, 1])
     count = len(ledger.entries(runs)) // len(ARMS)
     interval = "bars: mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else "bars: one seed"
     style.caption(
@@ -86,7 +86,9 @@ def bars(axis: plt.Axes, rows: pd.DataFrame) -> None:
 def over_steps(axis: plt.Axes, rows: pd.DataFrame) -> None:
     """Stacked areas by class, mean over seeds: what raises the entropy above zero, what lowers it
     below; the lines are the classes' sum and what was measured."""
-    whole = pd.DataFrame({key: rows[f"ledger/predicted_{key}"] + rows[f"ledger/carried_{key}"] for key in ledger.CLASSES})
+    whole = pd.DataFrame(
+        {key: rows[f"ledger/predicted_{key}"] + rows[f"ledger/carried_{key}"] for key in ledger.CLASSES}
+    )
     mean = whole.groupby(rows["step"]).mean() * ledger.MILLI
     for sign in (1, -1):
         floor = np.zeros(len(mean))
@@ -135,18 +137,19 @@ def blocks(results: Path) -> dict[str, str]:
     """The numbers that README.md and docs/entropy.md quote."""
     runs = _runs(results)
     by_arm = {arm: runs[runs["arm"] == arm] for arm in ARMS}
-    wide = None
-    for arm, mine in by_arm.items():
-        made = ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part")
-        made = made.drop(columns="eventual").add_prefix(f"{style.look(arm)[0]}: ")
-        wide = made if wide is None else wide.join(made, how="outer", sort=False)
+    made = {
+        arm: ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part").drop(columns="eventual")
+        for arm, mine in by_arm.items()
+    }
+    order = list(dict.fromkeys(part for cells in made.values() for part in cells.index))
+    wide = pd.concat([cells.reindex(order).add_prefix(f"{style.look(a)[0]}: ") for a, cells in made.items()], axis=1)
     count = {arm: len(ledger.entries(mine)) for arm, mine in by_arm.items()}
     what = f"{evolution.seeds(runs)} an algorithm, {' and '.join(map(str, count.values()))} looked-at steps"
     agree = {arm: ledger.agreement_cells(ledger.agreements(mine)) for arm, mine in by_arm.items()}
     said = [f"* {style.look(a)[0]}: {ledger.check_text(m, momentum(results, a))}" for a, m in by_arm.items()]
     cost = [f"* {style.look(a)[0]}: {ledger.facts(m)}" for a, m in by_arm.items()]
     return {
-        "ledger_20": f"{numbers.markdown(wide.reset_index().fillna(''))}\n\n({what}.)",
+        "ledger_20": f"{numbers.markdown(wide.rename_axis('part').reset_index().fillna(''))}\n\n({what}.)",
         "ledger_20 agreement": "\n\n".join(
             f"{style.look(arm)[0]}:\n\n{numbers.markdown(cells)}" for arm, cells in agree.items()
         ),
