@@ -17,7 +17,7 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
     entropy at the run's end that is wanted, nats. Raises Missing."""
     folders, metrics = _read(folder)
     parameter, logit = lever.read(metrics, "ledger/lever"), lever.read(metrics, "lever")
-    if parameter is None or logit is None:
+    if ledger.entries(metrics).empty or parameter is None or logit is None:
         old = " of the kind that has levers" if ledger.is_old(metrics) else ""
         raise load.Missing(f"{folder}: no entropy ledger{old} is recorded there (diagnostics.every)")
     beta1, steps = ledger.momentum(folders[0]), ledger.steps_of(metrics)

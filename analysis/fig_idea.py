@@ -14,9 +14,9 @@ BOXES = {  # left, text, what it costs
     "tokens": (8.25, "all tokens of the update\nlog π at θ + εd and θ − εd", "J = difference / 2ε: two forward passes"),
 }
 SUMS = (
-    ("class", "PA&HP, PA&LP, NA&HP, NA&LP"),
-    ("clip side", "the lever: what β would give back"),
-    ("token", "a response, coloured"),
+    "by class: PA&HP, PA&LP, NA&HP, NA&LP",
+    "by clip side, the lever: what β would give back",
+    "by token: a response, coloured",
 )
 
 
@@ -30,13 +30,12 @@ def draw(results: Path) -> None:
         axis.text(left + 1.1, -0.24, cost, ha="center", fontsize=8, color="#555555")
     for left in (2.25, 5.0, 7.75):
         arrow(axis, (left, 0.4), (left + 0.45, 0.4))
-    axis.text(2.475, 0.56, "∘", ha="center", fontsize=10)
     box(axis, 4.0, -1.55, r"$\Delta H_t = \lambda_t\, J_t$" + "\nof every token, in nats", "#F7C09A", 2.6)
     arrow(axis, (9.35, -0.38), (6.7, -1.1))
     axis.text(8.35, -0.95, "× λ: the slope the loss\nputs on log π", fontsize=8.5)
-    for n, (name, what) in enumerate(SUMS):
+    for n, text in enumerate(SUMS):
         left = 0.5 + 3.6 * n
-        axis.text(left + 1.2, -2.28, f"by {name}: {what}", ha="center", fontsize=8.5)
+        axis.text(left + 1.2, -2.28, text, ha="center", fontsize=8.5)
         arrow(axis, (4.6 + 0.7 * n, -1.6), (left + 1.2, -2.08))
     print(f"figure: {style.save(figure, results, 'idea')}")
 

@@ -14,7 +14,7 @@ from . import evolution, ledger, load, numbers, stats, style
 
 SWEEP = "ledger_20"
 ARMS = ["grpo", "cegppo"]
-BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check", "ledger_20 facts")
+BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check")
 
 
 def draw(results: Path) -> None:
@@ -145,14 +145,24 @@ def blocks(results: Path) -> dict[str, str]:
     wide = pd.concat([cells.reindex(order).add_prefix(f"{style.look(a)[0]}: ") for a, cells in made.items()], axis=1)
     count = {arm: len(ledger.entries(mine)) for arm, mine in by_arm.items()}
     what = f"{evolution.seeds(runs)} an algorithm, {' and '.join(map(str, count.values()))} looked-at steps"
-    agree = {arm: ledger.agreement_cells(ledger.agreements(mine)) for arm, mine in by_arm.items()}
-    said = [f"* {style.look(a)[0]}: {ledger.check_text(m, momentum(results, a))}" for a, m in by_arm.items()]
-    cost = [f"* {style.look(a)[0]}: {ledger.facts(m)}" for a, m in by_arm.items()]
+    said = [
+        f"* {style.look(arm)[0]}: {ledger.check_text(mine, momentum(results, arm))}. {ledger.facts(mine).capitalize()}."
+        for arm, mine in by_arm.items()
+    ]
     return {
-        "ledger_20": f"{numbers.markdown(wide.rename_axis('part').reset_index().fillna(''))}\n\n({what}.)",
-        "ledger_20 agreement": "\n\n".join(
-            f"{style.look(arm)[0]}:\n\n{numbers.markdown(cells)}" for arm, cells in agree.items()
-        ),
+        "ledger_20": f"{_table(wide)}\n\n({what}.)",
+        "ledger_20 agreement": _table(pd.concat([_agreement(arm, mine) for arm, mine in by_arm.items()], axis=1)),
         "ledger_20 check": "\n".join(said),
-        "ledger_20 facts": "\n".join(cost),
     }
+
+
+def _agreement(arm: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """How an arm's parts agree, indexed by part, a column a kind."""
+    made = ledger.agreement_cells(ledger.agreements(rows)).set_index("part")
+    first = [f"{slope}, {r2} ({n})" if n else "" for slope, r2, n in zip(made["slope"], made["R²"], made["n"])]
+    name = style.look(arm)[0]
+    return pd.DataFrame({f"{name}: slope, R² (n)": first, f"{name}: logit r": made["logit r"]}, index=made.index)
+
+
+def _table(parts: pd.DataFrame) -> str:
+    return numbers.markdown(parts.rename_axis("part").reset_index().fillna(""))
