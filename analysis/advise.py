@@ -31,7 +31,7 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
         *_caution(str(load.setting(folders[0], "loss.name"))),
         "",
         "levers: change of entropy per unit of β, mean [95 % t interval], first order",
-        levers(parameter, logit, gain * steps).to_string(index=False),
+        levers(parameter, logit, gain, steps).to_string(index=False),
         f"intervals: parameter space over {parameter.over()}, logit space over {logit.over()}; eventual: × {gain:.3g} ="
         f" 1/(1 − β₁ of AdamW), over the run: × {steps:.0f} steps. Logit units have no size, only signs and ratios.",
         f"whether eventual is right in this run: {ledger.check_text(metrics, beta1)}",
@@ -72,8 +72,8 @@ def _pair(beta_2: np.ndarray) -> str:
     return f"({beta_2[0]:.3g}, {beta_2[1]:.3g})"
 
 
-def levers(parameter: Levers, logit: Levers, gain: float) -> pd.DataFrame:
-    """A row a side; `gain` makes an effect at once, of a step, the eventual one of the run."""
+def levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.DataFrame:
+    """A row a side; `gain` makes an effect at once the eventual one."""
     rows = []
     for side in lever.SIDES:
         mean = np.array(parameter.of(side))
@@ -81,7 +81,8 @@ def levers(parameter: Levers, logit: Levers, gain: float) -> pd.DataFrame:
             {
                 "lever": LABELS[side],
                 "at once, 10⁻³ nats a step": tables.interval(*(1e3 * mean), "{:+.3f}"),
-                "eventual, over the run, nats": tables.interval(*(gain * mean), "{:+.3f}"),
+                "eventual": tables.interval(*(1e3 * gain * mean), "{:+.2f}"),
+                "over the run, nats": tables.interval(*(gain * steps * mean), "{:+.3f}"),
                 "says": WORDS[parameter.sign(side)],
                 "logit space, a step": tables.interval(*logit.of(side), "{:+.4f}"),
                 "logit says": WORDS[logit.sign(side)],

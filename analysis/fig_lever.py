@@ -26,7 +26,7 @@ def draw(results: Path) -> None:
     found = measured(results)
     figure, axes = plt.subplots(1, 2, figsize=(12.6, 5.6), constrained_layout=True, width_ratios=(1.12, 1))
     largest = max(abs(triple[0]) for triple, _ in found.values())
-    plane(axes[0], parameter, gain, "foretold change of entropy over the run, nats", largest)
+    plane(axes[0], parameter, gain * ledger.steps_of(runs), "foretold change of entropy over the run, nats", largest)
     plane(axes[1], logit, 1.0, "a step, units of logit step")
     points(axes[0], found)
     points(axes[1], dict.fromkeys(found))
@@ -60,13 +60,13 @@ def _sources(found: dict[tuple[float, float], tuple[Triple, str]]) -> list[str]:
 
 
 def _levers(results: Path) -> tuple[Levers, Levers, float]:
-    """Levers of the arm without β in parameter and in logit space, and what makes a step's effect
-    at once one at the end of the run."""
+    """Levers of the arm without β in parameter and in logit space, and what makes an effect at
+    once the eventual one."""
     runs = load.metrics(results, fig_ledger.SWEEP, [REFERENCE])
     parameter, logit = lever.read(runs, "ledger/lever"), lever.read(runs, "lever")
     if parameter is None or logit is None:
         raise load.Missing(f"no levers in the runs of {REFERENCE} in {results / fig_ledger.SWEEP}")
-    return parameter, logit, ledger.steps_of(runs) / (1 - fig_ledger.momentum(results, REFERENCE))
+    return parameter, logit, 1 / (1 - fig_ledger.momentum(results, REFERENCE))
 
 
 def measured(results: Path) -> dict[tuple[float, float], tuple[Triple, str]]:
@@ -94,13 +94,13 @@ def plane(axis: plt.Axes, levers: Levers, gain: float, label: str, at_least: flo
     along which entropy keeps its course."""
     ticks = np.linspace(0, 1, 201)
     beta_P2 = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    mean, low, high = np.array([levers.moves(beta) for beta in beta_P2]).T.reshape(3, 201, 201) * gain
+    mean, half = (value_P.reshape(201, 201) * gain for value_P in levers.spread(beta_P2))
     largest = max(np.abs(mean).max(), at_least)
     image = axis.imshow(
         mean, origin="lower", extent=(0, 1, 0, 1), cmap="PuOr", vmin=-largest, vmax=largest, aspect="auto",
         interpolation="bilinear",
     )  # fmt: skip
-    undecided = ~((low > 0) | (high < 0))
+    undecided = ~(np.abs(mean) > half)
     axis.contourf(ticks, ticks, undecided.astype(float), levels=[0.5, 1.5], colors="none", hatches=[".."])
     axis.contour(ticks, ticks, mean, levels=[0.0], colors="black", linewidths=1.8)
     axis.plot([], [], color="black", linewidth=1.8, label="entropy keeps GRPO's course")
@@ -143,7 +143,8 @@ def _lines(parameter: Levers, logit: Levers) -> list[str]:
 def blocks(results: Path) -> dict[str, str]:
     """The levers, the lines and what was measured, for docs/entropy.md."""
     parameter, logit, gain = _levers(results)
-    cells = advise.levers(parameter, logit, gain)
+    steps = ledger.steps_of(load.metrics(results, fig_ledger.SWEEP, [REFERENCE]))
+    cells = advise.levers(parameter, logit, gain, steps)
     said = [f"* {line}" for line in _lines(parameter, logit)]
     show = lambda triple: tables.interval(*triple, "{:+.3f}")
     for row in lever.foretold(results):

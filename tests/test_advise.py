@@ -143,6 +143,9 @@ def test_the_levers_of_an_arm(results):
     assert levers.unit == "seeds" and levers.values_U2.shape == (3, 2)
     assert (levers.of("low")[0], levers.of("high")[0]) == pytest.approx((LOW, HIGH))
     assert (levers.sign("low"), levers.sign("high")) == ("below", "above")
+    mean, half = levers.spread(np.array([[1.0, 0.0], [0.3, 0.7]]))
+    assert (mean[0], mean[0] - half[0]) == pytest.approx(levers.of("low")[:2])
+    assert mean[1] + half[1] == pytest.approx(levers.moves((0.3, 0.7))[2])
     assert lever.read(metrics, "lever").of("low")[0] == pytest.approx(40 * LOW)
     one = lever.read(metrics[metrics["seed"] == 1], "ledger/lever")
     assert one.unit == "looked-at steps" and len(one.values_U2) == STEPS // 2
@@ -205,7 +208,7 @@ def test_advice_as_it_is_printed(results):
     said = run(results, str(results / "sweep" / "grpo"), "+0.02").stdout
     assert "3 runs of 20 steps, loss ppo_clip, β = (0, 0)" in said and "over 3 seeds" in said
     low, high = (line for line in said.splitlines() if "side, β" in line and "nats" not in line)
-    assert "-1.000" in low and "-0.100" in low and low.count("lowers entropy") == 2
+    assert "-1.000" in low and "-5.00" in low and "-0.100" in low and low.count("lowers entropy") == 2
     assert "+0.400" in high and "+0.040" in high and high.count("raises entropy") == 2
     assert "parameter space: along β₂ = 2.5 β₁, slope [" in said and "a larger β₂ than that raises entropy" in said
     assert "target +0.02 nats at the end: β = (0.2, 1), the nearest to (0.5, 1)" in said

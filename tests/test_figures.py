@@ -269,7 +269,8 @@ def test_the_responses_that_are_shown(results):
     assert np.allclose(twice["right"]["effect"], 2 * shown["right"]["effect"])
     keys = [tuple(response[["prompt_id", "rollout"]].iloc[0]) for response in shown.values()]
     kept = record[[key in keys for key in zip(record["prompt_id"], record["rollout"])]]
-    assert all(fig_influence.chosen(kept)[kind]["effect"].equals(shown[kind]["effect"]) for kind in shown)
+    again = fig_influence.chosen(kept)
+    assert all((again[kind]["effect"].to_numpy() == shown[kind]["effect"].to_numpy()).all() for kind in shown)
 
 
 FIGURES_WITH_NUMBERS = ["ledger", "lever"]
@@ -288,7 +289,8 @@ def test_the_texts_quote_what_the_results_say():
     assert {name for names in asked.values() for name in names} == set(blocks)
     for path in asked:
         assert numbers.filled(path.read_text(), blocks) == path.read_text(), path
-        assert path.read_text().count("<!-- numbers:") == len(asked[path]), path  # none without an end
+        lines = [line for line in path.read_text().splitlines() if line.startswith("<!-- numbers:")]
+        assert len(lines) == len(asked[path]), path  # none without an end
 
 
 def test_numbers_are_written_between_their_marks_alone(results, tmp_path):
