@@ -103,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
         "figures", help="draw figures and tables from recorded runs",
         description=(
             "Each figure is a script in analysis/ that reads run folders only; drawn as SVG and PNG into "
-            "<results>/figures."
+            "<results>/figures. "
+            "Numbers that README.md and docs/ quote between markers are written anew."
         ),
     )  # fmt: skip
     figures.add_argument(

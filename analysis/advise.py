@@ -17,7 +17,7 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
     entropy at the run's end that is wanted, nats. Raises Missing."""
     folders, metrics = _read(folder)
     parameter, logit = lever.read(metrics, "ledger/lever"), lever.read(metrics, "lever")
-    if parameter is None or logit is None:
+    if ledger.entries(metrics).empty or parameter is None or logit is None:
         old = " of the kind that has levers" if ledger.is_old(metrics) else ""
         raise load.Missing(f"{folder}: no entropy ledger{old} is recorded there (diagnostics.every)")
     beta1, steps = ledger.momentum(folders[0]), ledger.steps_of(metrics)
@@ -31,13 +31,13 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
         *_caution(str(load.setting(folders[0], "loss.name"))),
         "",
         "levers: change of entropy per unit of β, mean [95 % t interval], first order",
-        _levers(parameter, logit, gain, steps).to_string(index=False),
-        f"intervals: parameter space over {parameter.over()}, logit space over {logit.over()}; eventual: ×"
-        f" {gain:.3g} = 1/(1 − β₁ of AdamW). Logit units have no size, only signs and ratios.",
+        levers(parameter, logit, gain, steps).to_string(index=False),
+        f"intervals: parameter space over {parameter.over()}, logit space over {logit.over()}; eventual: × {gain:.3g} ="
+        f" 1/(1 − β₁ of AdamW), over the run: × {steps:.0f} steps. Logit units have no size, only signs and ratios.",
         f"whether eventual is right in this run: {ledger.check_text(metrics, beta1)}",
         "",
-        *_line("parameter space", parameter, own_2),
-        *_line("logit space", logit, own_2),
+        *lines_of("parameter space", parameter, own_2),
+        *lines_of("logit space", logit, own_2),
     ]
     if target is not None:
         lines += ["", *_target(parameter, own_2, target, gain * steps)]
@@ -72,26 +72,26 @@ def _pair(beta_2: np.ndarray) -> str:
     return f"({beta_2[0]:.3g}, {beta_2[1]:.3g})"
 
 
-def _levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.DataFrame:
+def levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.DataFrame:
+    """A row a side; `gain` makes an effect at once the eventual one."""
     rows = []
     for side in lever.SIDES:
         mean = np.array(parameter.of(side))
-        show = lambda values, form: tables.interval(*values, form=form)
         rows.append(
             {
-                "": LABELS[side],
-                "at once, 10⁻³ nats a step": show(1e3 * mean, "{:+.3f}"),
-                "eventual": show(1e3 * gain * mean, "{:+.2f}"),
-                "over the run, nats": show(gain * steps * mean, "{:+.3f}"),
+                "lever": LABELS[side],
+                "at once, 10⁻³ nats a step": tables.interval(*(1e3 * mean), "{:+.3f}"),
+                "eventual": tables.interval(*(1e3 * gain * mean), "{:+.2f}"),
+                "over the run, nats": tables.interval(*(gain * steps * mean), "{:+.3f}"),
                 "says": WORDS[parameter.sign(side)],
-                "logit space a step": show(logit.of(side), "{:+.4f}"),
+                "logit space, a step": tables.interval(*logit.of(side), "{:+.4f}"),
                 "logit says": WORDS[logit.sign(side)],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _line(space: str, levers: Levers, own_2: np.ndarray) -> list[str]:
+def lines_of(space: str, levers: Levers, own_2: np.ndarray) -> list[str]:
     """The neutral line, and which side of it raises entropy."""
     head = f"entropy keeps this run's course, {space}: "
     signs = {side: levers.sign(side) for side in lever.SIDES}

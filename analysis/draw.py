@@ -6,6 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
+from . import numbers
 from .load import Missing
 
 
@@ -23,11 +24,15 @@ def figures(results: Path, only: list[str] | None) -> int:
             hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names())}"
             print(f"error: no figure '{name}'; {hint}", file=sys.stderr)
             return 2
-    code = 0
+    code, here = 0, Path(__file__).resolve().parents[1]
     for name in wanted:
+        figure = importlib.import_module(f".fig_{name}", __package__)
         try:
-            importlib.import_module(f".fig_{name}", __package__).draw(results)
+            figure.draw(results)
         except Missing as error:
             print(f"error: figure '{name}': {error}", file=sys.stderr)
             code = 2
+        if results.resolve() == here / "results":  # what the texts quote is of the runs beside them
+            for path in numbers.write(here, numbers.of(figure, results)):
+                print(f"numbers: {path}")
     return code

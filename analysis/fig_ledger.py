@@ -15,7 +15,7 @@ from . import evolution, ledger, load, numbers, stats, style
 
 SWEEP = "ledger_20"
 ARMS = ["grpo", "cegppo"]
-BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check", "ledger_20 facts")
+BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check")
 
 
 def draw(results: Path) -> None:
@@ -41,7 +41,7 @@ def draw(results: Path) -> None:
     for axis in axes[:, 2:].flat:
         axis.set_ylabel("measured", labelpad=2)
         axis.tick_params(labelleft=True)
-    style.legend(figure, 5, axes[0, 1])
+    style.legend(figure, 6, axes[0, 1])
     count = len(ledger.entries(runs)) // len(ARMS)
     interval = "bars: mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else "bars: one seed"
     style.caption(
@@ -140,22 +140,32 @@ def blocks(results: Path) -> dict[str, str]:
     """The numbers that README.md and docs/entropy.md quote."""
     runs = _runs(results)
     by_arm = {arm: runs[runs["arm"] == arm] for arm in ARMS}
-    wide = None
-    for arm, mine in by_arm.items():
-        made = ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part")
-        made = made.drop(columns="eventual").add_prefix(f"{style.look(arm)[0]}: ")
-        wide = made if wide is None else wide.join(made, how="outer", sort=False)
-    assert wide is not None  # there are arms
+    made = {
+        arm: ledger.cells(ledger.table(mine, momentum(results, arm))).set_index("part").drop(columns="eventual")
+        for arm, mine in by_arm.items()
+    }
+    order = list(dict.fromkeys(part for cells in made.values() for part in cells.index))
+    wide = pd.concat([cells.reindex(order).add_prefix(f"{style.look(a)[0]}: ") for a, cells in made.items()], axis=1)
     count = {arm: len(ledger.entries(mine)) for arm, mine in by_arm.items()}
     what = f"{evolution.seeds(runs)} an algorithm, {' and '.join(map(str, count.values()))} looked-at steps"
-    agree = {arm: ledger.agreement_cells(ledger.agreements(mine)) for arm, mine in by_arm.items()}
-    said = [f"* {style.look(a)[0]}: {ledger.check_text(m, momentum(results, a))}" for a, m in by_arm.items()]
-    cost = [f"* {style.look(a)[0]}: {ledger.facts(m)}" for a, m in by_arm.items()]
+    said = [
+        f"* {style.look(arm)[0]}: {ledger.check_text(mine, momentum(results, arm))}. {ledger.facts(mine).capitalize()}."
+        for arm, mine in by_arm.items()
+    ]
     return {
-        "ledger_20": f"{numbers.markdown(wide.reset_index().fillna(''))}\n\n({what}.)",
-        "ledger_20 agreement": "\n\n".join(
-            f"{style.look(arm)[0]}:\n\n{numbers.markdown(cells)}" for arm, cells in agree.items()
-        ),
+        "ledger_20": f"{_table(wide)}\n\n({what}.)",
+        "ledger_20 agreement": _table(pd.concat([_agreement(arm, mine) for arm, mine in by_arm.items()], axis=1)),
         "ledger_20 check": "\n".join(said),
-        "ledger_20 facts": "\n".join(cost),
     }
+
+
+def _agreement(arm: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """How an arm's parts agree, indexed by part, a column a kind."""
+    made = ledger.agreement_cells(ledger.agreements(rows)).set_index("part")
+    first = [f"{slope}, {r2} ({n})" if n else "" for slope, r2, n in zip(made["slope"], made["R²"], made["n"])]
+    name = style.look(arm)[0]
+    return pd.DataFrame({f"{name}: slope, R² (n)": first, f"{name}: logit r": made["logit r"]}, index=made.index)
+
+
+def _table(parts: pd.DataFrame) -> str:
+    return numbers.markdown(parts.rename_axis("part").reset_index().fillna(""))

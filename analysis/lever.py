@@ -38,6 +38,15 @@ class Levers:
         """What a change of β does a step, at once."""
         return stats.mean_over_seeds(self.values_U2 @ np.asarray(change_2, float))
 
+    def spread(self, changes_P2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([P] mean, [P] half of its 95 % t interval) of `moves` for many changes of β; NaN halves
+        from a single unit."""
+        values_UP, n = self.values_U2 @ changes_P2.T, len(self.values_U2)
+        if n < 2:
+            return values_UP.mean(axis=0), np.full(len(changes_P2), np.nan)
+        quantile = stats.t_quantile((1 + stats.LEVEL) / 2, n - 1)
+        return values_UP.mean(axis=0), quantile * values_UP.std(axis=0, ddof=1) / np.sqrt(n)
+
     def over(self) -> str:
         return f"{len(self.values_U2)} {self.unit}"
 

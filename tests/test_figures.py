@@ -1,6 +1,7 @@
 """Every figure, from a small made-up tree of runs: drawn without torch, the same twice over, and
 loud about what is missing."""
 
+import importlib
 import importlib.util
 import itertools
 import json
@@ -12,6 +13,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from analysis import (
     fig_algorithms,
@@ -21,19 +23,33 @@ from analysis import (
     fig_fig3,
     fig_fig5,
     fig_fig6,
+    fig_influence,
     fig_law,
     ledger,
     load,
+    numbers,
     style,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {"demo", "claims", "table1", "table2"}  # drawn in test_sweep.py, or tables
 FIGURES = sorted({path.stem.removeprefix("fig_") for path in (ROOT / "analysis").glob("fig_*.py")} - ELSEWHERE)
-AGAIN = ["beta_map", "clips", "fig1", "fig2", "fig4", "gradients", "law", "ledger"]  # one of each way of drawing
+AGAIN = [
+    "beta_map",
+    "clips",
+    "fig1",
+    "fig2",
+    "gradients",
+    "idea",
+    "influence",
+    "law",
+    "ledger",
+    "lever",
+]  # one of each way of drawing
 SWEEPS = {
     "algorithms": fig_algorithms.ARMS,
     "algorithms_20": ["grpo", "clip_higher", "cegppo"],
+    "ledger_20": ["grpo", "cegppo"],
     "clip_sides": ["both", "clip_low_only", "clip_high_only"],
     "beta_grid": fig_fig3.ARMS,
     "entropy_bonus": fig_fig5.ARMS,
@@ -54,9 +70,13 @@ LINES = [
 ]
 LINES += [f"{head}{key}" for head in ("clip/", "grad/share_") for key in CLASSES]
 LINES += [f"clip/prob_{side}_{q}" for side in ("low", "high") for q in ("q10", "q50", "q90")]
-ENTRIES = ["ledger/predicted", "ledger/logit", "dentropy/measured", "time/ledger"]
-ENTRIES += [f"ledger/{kind}_{key}" for kind in ("predicted", "measured") for key in (*CLASSES, *ledger.REST)]
-ENTRIES += [f"ledger/logit_{key}" for key in CLASSES]
+LINES += ["lever/low", "lever/high"]
+ENTRIES = ["ledger/predicted", "ledger/logit", "dentropy/measured", "time/ledger", "ledger/predicted_decay"]
+ENTRIES += [f"ledger/{kind}_{key}" for kind in ("predicted", "carried") for key in (*CLASSES, "other")]
+ENTRIES += [f"ledger/logit_{key}" for key in CLASSES] + ["ledger/lever_low", "ledger/lever_high"]
+ENTRIES += ["ledger/predicted_momentum", "ledger/influence_residual", "ledger/step_residual"]
+PARTS = [f"ledger/{kind}_{key}" for kind in ("first_order", "measured") for key in (*CLASSES, *ledger.REST)]
+COUNTS = {"ledger/updates": 4.0, "ledger/empty_updates": 1.0, "ledger/looked": 1.0, "ledger/carried_exact": 1.0}
 
 
 def write_run(folder: Path, rng: np.random.Generator) -> None:
@@ -70,14 +90,33 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
             "knob/beta1": 0.0 if step <= 3 else 0.5,
             **{key: float(rng.random()) for key in LINES},
         }
-        rows.append(row | ({key: float(rng.normal()) * 1e-5 for key in ENTRIES} if step % 2 == 0 else {}))
+        looked = {key: float(rng.normal()) * 1e-5 for key in ENTRIES + PARTS} | COUNTS
+        rows.append(row | (looked if step % 2 == 0 else {}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluated = itertools.product((0, 3, 6), ("sums", "gcd"))
     tests = [
         {"step": s, "benchmark": b, "n": 3, "k": 4, "correct": rng.integers(0, 5, 3).tolist()} for s, b in evaluated
     ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-    (folder / "config.yaml").write_text("loss:\n  name: ppo_clip\n  eps_low: 0.2\n  eps_high: 0.28\n")
+    arm = {"cegppo": "beta_0.5_1"}.get(folder.parent.name, folder.parent.name)
+    loss = {"name": "ppo_clip", "eps_low": 0.2, "eps_high": 0.28}
+    if arm.startswith("beta_"):
+        beta1, beta2 = map(float, arm.split("_")[1:])
+        loss |= {"name": "cegppo", "beta1": beta1, "beta2": beta2}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"update": {"beta1": 0.9}, "loss": loss}))
+
+
+def write_tokens(path: Path, rng: np.random.Generator) -> None:
+    """A record of influence: eight prompts with two responses each, right and wrong, a token of the
+    last four outside the clip."""
+    rows = []
+    for prompt, rollout, position in itertools.product(range(8), range(2), range(14)):
+        row = {"step": 30, "update": prompt, "prompt_id": f"gcd/{prompt}", "rollout": rollout, "position": position}
+        row |= {"text": f"w{position} ", "verdict": ["correct", "wrong"][rollout], "advantage": 1.0 - 2 * rollout}
+        row |= {"side": "low" if prompt > 3 and position == 5 else "inside", "prompt": "a prompt\n", "answer": "2"}
+        rows.append(row | {"dentropy_exact": float(rng.normal()) * 1e-5})
+    path.parent.mkdir()
+    pd.DataFrame(rows).to_parquet(path)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +135,7 @@ def results(tmp_path_factory) -> Path:
             "class": rng.choice(CLASSES, 40),
         }
         pd.DataFrame(record | {"side": "inside"}).to_parquet(tokens / f"step{step:06}.parquet")
+    write_tokens(root / "ledger_20" / "cegppo" / "seed0" / "tokens" / "step000030.parquet", rng)
     paper = root / "paper"
     paper.mkdir()
     for file, (column, *_) in fig_fig2.PANELS.items():
@@ -136,6 +176,8 @@ def test_every_figure_is_drawn_without_torch_and_alike_again(results):
         ("one_side_random/none", "fig1", "error: figure 'fig1': no run of none in "),
         ("algorithms/grpo/seed0/tokens", "fig1", "error: figure 'fig1': no token record in "),
         ("paper", "fig2", "error: figure 'fig2': no "),
+        ("ledger_20/grpo", "ledger", "error: figure 'ledger': no run of grpo in "),
+        ("ledger_20/cegppo/seed0/tokens", "influence", "error: figure 'influence': no token record of step 30 in "),
         ("beta_schedule", "law", "error: figure 'law': no runs in "),
     ],
 )
@@ -206,3 +248,58 @@ def test_one_look_an_algorithm_that_reads_in_grey():
             assert a["linestyle"] != b["linestyle"] or abs(grey(a["color"]) - grey(b["color"])) > 0.15, (a, b)
     fills = [(grey(fill["facecolor"]), fill["hatch"]) for fill in style.CLASSES.values()]
     assert all(a[1] != b[1] or abs(a[0] - b[0]) > 0.3 for a, b in itertools.combinations(fills, 2))
+
+
+def test_the_responses_that_are_shown(results):
+    record = load.tokens(results / "ledger_20" / "cegppo" / "seed0", 30)
+    shown = fig_influence.chosen(record)
+    assert list(shown) == ["right", "wrong", "clipped"]
+    assert len({response["prompt_id"].iloc[0] for response in shown.values()}) == 3
+    assert {kind: response["clipped"].sum() for kind, response in shown.items()} == {
+        "right": 0,
+        "wrong": 0,
+        "clipped": 1,
+    }
+    assert (shown["right"]["verdict"] == "correct").all() and (shown["wrong"]["verdict"] == "wrong").all()
+    most = record.groupby(["prompt_id", "rollout"])["dentropy_exact"].agg(lambda e: e.abs().sum())
+    clipped = shown["clipped"].iloc[0]
+    assert most[clipped["prompt_id"], clipped["rollout"]] == most[[f"gcd/{p}" for p in range(4, 8)]].max()
+    # A token of two updates counts with the sum of both, and those three alone are chosen again.
+    twice = fig_influence.chosen(pd.concat([record, record.assign(update=9)]))
+    assert np.allclose(twice["right"]["effect"], 2 * shown["right"]["effect"])
+    keys = [tuple(response[["prompt_id", "rollout"]].iloc[0]) for response in shown.values()]
+    kept = record[[key in keys for key in zip(record["prompt_id"], record["rollout"])]]
+    again = fig_influence.chosen(kept)
+    assert all((again[kind]["effect"].to_numpy() == shown[kind]["effect"].to_numpy()).all() for kind in shown)
+
+
+FIGURES_WITH_NUMBERS = ["ledger", "lever"]
+
+
+def written(results: Path) -> dict[str, str]:
+    modules = [importlib.import_module(f"analysis.fig_{name}") for name in FIGURES_WITH_NUMBERS]
+    return {name: text for module in modules for name, text in numbers.of(module, results).items()}
+
+
+def test_the_texts_quote_what_the_results_say():
+    """Fails where a number was edited by hand, or the results moved: `python run.py figures --only
+    ledger lever` writes it anew."""
+    blocks = written(ROOT / "results")
+    asked = {path: numbers.names(path.read_text()) for path in numbers.texts(ROOT)}
+    assert {name for names in asked.values() for name in names} == set(blocks)
+    for path in asked:
+        assert numbers.filled(path.read_text(), blocks) == path.read_text(), path
+        lines = [line for line in path.read_text().splitlines() if line.startswith("<!-- numbers:")]
+        assert len(lines) == len(asked[path]), path  # none without an end
+
+
+def test_numbers_are_written_between_their_marks_alone(results, tmp_path):
+    (tmp_path / "docs").mkdir()
+    text = "# a\n<!-- numbers: ledger_20 -->\nold 1.0\n<!-- end -->\nb\n<!-- numbers: other -->\nx\n<!-- end -->\n"
+    (tmp_path / "README.md").write_text(text)
+    blocks = written(results)
+    assert numbers.write(tmp_path, blocks) == [tmp_path / "README.md"] and numbers.write(tmp_path, blocks) == []
+    new = (tmp_path / "README.md").read_text()
+    assert new.startswith("# a\n<!-- numbers: ledger_20 -->\n| part |") and "old 1.0" not in new
+    assert new.endswith("<!-- end -->\nb\n<!-- numbers: other -->\nx\n<!-- end -->\n")
+    assert set(written(tmp_path).values()) == {numbers.NOTHING}
