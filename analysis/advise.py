@@ -80,11 +80,11 @@ def levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.Da
         rows.append(
             {
                 "lever": LABELS[side],
-                "at once, 10⁻³ nats a step": tables.interval(*(1e3 * mean), "{:+.3f}"),
-                "eventual": tables.interval(*(1e3 * gain * mean), "{:+.2f}"),
-                "over the run, nats": tables.interval(*(gain * steps * mean), "{:+.3f}"),
+                "at once, 10⁻³ nats a step": tables.interval(*(1e3 * mean), form="{:+.3f}"),
+                "eventual": tables.interval(*(1e3 * gain * mean), form="{:+.2f}"),
+                "over the run, nats": tables.interval(*(gain * steps * mean), form="{:+.3f}"),
                 "says": WORDS[parameter.sign(side)],
-                "logit space, a step": tables.interval(*logit.of(side), "{:+.4f}"),
+                "logit space, a step": tables.interval(*logit.of(side), form="{:+.4f}"),
                 "logit says": WORDS[logit.sign(side)],
             }
         )

@@ -81,7 +81,8 @@ def measured(results: Path) -> dict[tuple[float, float], tuple[Triple, str]]:
         runs = load.metrics(results, sweep, [arm, reference])
         ours, theirs = (runs[runs["arm"] == name] for name in (reference, arm))
         folder = next(f for f in load.run_folders(results / sweep) if f.parent.name == arm)
-        beta = tuple(map(float, lever.beta_of(folder, theirs)))
+        low, high = map(float, lever.beta_of(folder, theirs))
+        beta = low, high
         common = len(set(ours["seed"]) & set(theirs["seed"]))
         triple = lever.measured(theirs, ours)
         if triple is not None and common > most.get(beta, 0):
@@ -146,7 +147,7 @@ def blocks(results: Path) -> dict[str, str]:
     steps = ledger.steps_of(load.metrics(results, fig_ledger.SWEEP, [REFERENCE]))
     cells = advise.levers(parameter, logit, gain, steps)
     said = [f"* {line}" for line in _lines(parameter, logit)]
-    show = lambda triple: tables.interval(*triple, "{:+.3f}")
+    show = lambda triple: tables.interval(*triple, form="{:+.3f}")
     for row in lever.foretold(results):
         if row.sweep == fig_ledger.SWEEP:
             said.append(
