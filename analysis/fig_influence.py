@@ -84,9 +84,9 @@ def chosen(record: pd.DataFrame) -> dict[str, pd.DataFrame]:
         left = fits[which & ~fits.index.get_level_values("prompt_id").isin(used)]
         if left.empty:
             raise load.Missing(f"no response that is {TITLES[kind]} in the token record")
-        best = left["most"].idxmax()
-        used.add(best[0])
-        made[kind] = tokens[(tokens["prompt_id"] == best[0]) & (tokens["rollout"] == best[1])]
+        prompt, rollout = left.index[int(left["most"].argmax())]
+        used.add(prompt)
+        made[kind] = tokens.loc[(tokens["prompt_id"] == prompt) & (tokens["rollout"] == rollout)]
     return {kind: made[kind] for kind in TITLES}
 
 

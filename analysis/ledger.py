@@ -22,6 +22,12 @@ OLD = "a ledger of the old kind, of each step's last update alone (before 2026-1
 Triple = tuple[float, float, float]  # mean, low, high
 
 
+def show(triple: Triple, form: str, factor: float = 1.0) -> str:
+    """`mean [low, high]` of a triple times `factor`."""
+    mean, low, high = triple
+    return tables.interval(mean * factor, low * factor, high * factor, form)
+
+
 def entries(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows of looked-at steps; none when diagnostics were off, or the record is of the old
     kind."""
@@ -96,8 +102,8 @@ def cells(made: pd.DataFrame) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for row in made.to_dict("records"):
         factor = 1.0 if row["column"] == "over run" else MILLI
-        triple = (row[name] * factor for name in ("mean", "low", "high"))
-        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = tables.interval(*triple, "{:+.2f}")
+        triple = (row["mean"], row["low"], row["high"])
+        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = show(triple, "{:+.2f}", factor)
     return pd.DataFrame(rows.values(), columns=["part", *COLUMNS, "over run"]).fillna("")
 
 
@@ -130,7 +136,7 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
 def agreement_cells(made: pd.DataFrame) -> pd.DataFrame:
     """`agreements` as text."""
     forms = {"part": "{}", "n": "{:.0f}", "logit slope": "{:.4f}"}
-    shown = {c: [forms.get(c, "{:.2f}").format(v) if pd.notna(v) else "" for v in made[c]] for c in made}
+    shown = {c: [forms.get(str(c), "{:.2f}").format(v) if pd.notna(v) else "" for v in made[c]] for c in made}
     return pd.DataFrame(shown).rename(columns={"correlation": "r", "R2": "R²"})
 
 
@@ -155,7 +161,7 @@ def over(rows: pd.DataFrame) -> str:
 
 
 def check_text(metrics: pd.DataFrame, beta1: float) -> str:
-    found = {name: tables.interval(*(MILLI * x for x in t), "{:+.2f}") for name, t in check(metrics, beta1).items()}
+    found = {name: show(triple, "{:+.2f}", MILLI) for name, triple in check(metrics, beta1).items()}
     return (
         f"1/(1 − β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']}; difference:"
         f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(entries(metrics))})"

@@ -169,15 +169,18 @@ def foretold(results: Path) -> list[Foretold]:
         references = [arm for arm, name in names.items() if name == "ppo_clip"]
         references = [arm for arm in references if read(load.run(arms[arm][0]), "ledger/lever") is not None]
         pairs = [(r, arm) for r in references for arm in names if names[arm] == "cegppo" and same(first[arm], first[r])]
-        runs = load.metrics(results, sweep.name, sorted({arm for pair in pairs for arm in pair})) if pairs else None
+        if not pairs:
+            continue
+        runs = load.metrics(results, sweep.name, sorted({arm for pair in pairs for arm in pair}))
         for reference, arm in pairs:
             theirs, ours = (runs[runs["arm"] == name] for name in (arm, reference))
             levers, found = read(ours, "ledger/lever"), measured(theirs, ours)
-            if found is None:
+            if found is None or levers is None:
                 continue
             gain = ledger.steps_of(ours) / (1 - ledger.momentum(arms[reference][0]))
             beta_2 = beta_of(arms[arm][0], theirs[theirs["seed"] == theirs["seed"].min()])
-            predicted = tuple(gain * x for x in levers.moves(beta_2))
+            mean, low, high = levers.moves(beta_2)
+            predicted = (gain * mean, gain * low, gain * high)
             common = len(set(theirs["seed"]) & set(ours["seed"]))
             made.append(Foretold(sweep.name, reference, arm, beta_2, predicted, found, common))
     return made
