@@ -125,7 +125,7 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
             looked = rows[(rows[first] != 0) | (rows[then] != 0)].dropna(subset=[first, then])
             row |= {"n": len(looked), **agreement(looked[first], looked[then])}
         if key in CLASSES or not key:
-            ours = rows[f"ledger/predicted_{key}"] if key else sum(rows[f"ledger/predicted_{c}"] for c in CLASSES)
+            ours = rows[[f"ledger/predicted_{c}" for c in ([key] if key else CLASSES)]].sum(axis=1)
             free = agreement(rows[f"ledger/logit_{key}" if key else "ledger/logit"], ours)
             row |= {"logit r": free["correlation"], "logit slope": free["slope"]}
         if any(isinstance(v, float) and not np.isnan(v) for v in row.values()):
