@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import ledger, lever, load, tables
+from . import ledger, lever, load, stats
 from .lever import Levers
 
 LABELS = {"low": "low side, β₁ (A < 0)", "high": "high side, β₂ (A > 0)"}
@@ -34,7 +34,7 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
         levers(parameter, logit, gain, steps).to_string(index=False),
         f"intervals: parameter space over {parameter.over()}, logit space over {logit.over()}; eventual: × {gain:.3g} ="
         f" 1/(1 − β₁ of AdamW), over the run: × {steps:.0f} steps. Logit units have no size, only signs and ratios.",
-        f"whether eventual is right in this run: {ledger.check_text(metrics, beta1)}",
+        f"is eventual right in this run? {_size(metrics, beta1)} {ledger.check_text(metrics, beta1)}",
         "",
         *lines_of("parameter space", parameter, own_2),
         *lines_of("logit space", logit, own_2),
@@ -62,6 +62,12 @@ def _read(folder: Path) -> tuple[list[Path], pd.DataFrame]:
     return folders, pd.concat(frames, ignore_index=True)
 
 
+def _size(metrics: pd.DataFrame, beta1: float) -> str:
+    """Whether 1/(1 − β₁) is a measure of size here."""
+    off = stats.side(*ledger.check(metrics, beta1)["difference"][1:]) != "undecided"
+    return "No: read signs, not sizes." if off else "Not refuted."
+
+
 def _caution(loss: str) -> list[str]:
     if loss in ("ppo_clip", "cegppo"):
         return []
@@ -76,15 +82,15 @@ def levers(parameter: Levers, logit: Levers, gain: float, steps: float) -> pd.Da
     """A row a side; `gain` makes an effect at once the eventual one."""
     rows = []
     for side in lever.SIDES:
-        mean = np.array(parameter.of(side))
+        of = parameter.of(side)
         rows.append(
             {
                 "lever": LABELS[side],
-                "at once, 10⁻³ nats a step": tables.interval(*(1e3 * mean), form="{:+.3f}"),
-                "eventual": tables.interval(*(1e3 * gain * mean), form="{:+.2f}"),
-                "over the run, nats": tables.interval(*(gain * steps * mean), form="{:+.3f}"),
+                "at once, 10⁻³ nats a step": ledger.show(of, "{:+.3f}", ledger.MILLI),
+                "eventual": ledger.show(of, "{:+.2f}", ledger.MILLI * gain),
+                "over the run, nats": ledger.show(of, "{:+.3f}", gain * steps),
                 "says": WORDS[parameter.sign(side)],
-                "logit space, a step": tables.interval(*logit.of(side), form="{:+.4f}"),
+                "logit space, a step": ledger.show(logit.of(side), "{:+.4f}"),
                 "logit says": WORDS[logit.sign(side)],
             }
         )
@@ -124,14 +130,9 @@ def _target(levers: Levers, own_2: np.ndarray, target: float, gain: float) -> li
     rests = f"; {undecided[0]} stays where it is, its sign is undecided" if undecided else ""
     if found is None:
         return [f"{head}no β in [0, 1]² reaches it by first order{rests}"]
-    mean, low, high = (gain * x for x in levers.moves(found - own_2))
+    told = ledger.show(levers.moves(found - own_2), "{:+.3f}", gain)
     nearest = "" if undecided else ", the nearest to (0.5, 1) on the line of that target"
-    return [
-        (
-            f"{head}β = {_pair(found)}{nearest}{rests}; first order foretells"
-            f" {tables.interval(mean, low, high, form='{:+.3f}')} nats"
-        )
-    ]
+    return [(f"{head}β = {_pair(found)}{nearest}{rests}; first order foretells {told} nats")]
 
 
 def _record(results: Path) -> list[str]:
@@ -140,7 +141,7 @@ def _record(results: Path) -> list[str]:
     rows = lever.foretold(results)
     if not rows:
         return [f"{head} none recorded yet"]
-    show = lambda triple: tables.interval(*triple, form="{:+.3f}")
+    show = lambda triple: ledger.show(triple, "{:+.3f}")
     return [
         head,
         *(

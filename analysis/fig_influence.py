@@ -84,7 +84,7 @@ def chosen(record: pd.DataFrame) -> dict[str, pd.DataFrame]:
         left = fits[which & ~fits.index.get_level_values("prompt_id").isin(used)]
         if left.empty:
             raise load.Missing(f"no response that is {TITLES[kind]} in the token record")
-        prompt, rollout = left.index[int(left["most"].to_numpy().argmax())]
+        prompt, rollout = left.index[int(left["most"].argmax())]
         used.add(prompt)
         made[kind] = tokens.loc[(tokens["prompt_id"] == prompt) & (tokens["rollout"] == rollout)]
     return {kind: made[kind] for kind in TITLES}

@@ -5,7 +5,6 @@ Reads the runs of sweeps/ledger_20.yaml. A ledger is of a whole looked-at step.
 """
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,12 +41,12 @@ def draw(results: Path) -> None:
         axis.set_ylabel("measured", labelpad=2)
         axis.tick_params(labelleft=True)
     style.legend(figure, 6, axes[0, 1])
-    count = len(ledger.entries(runs)) // len(ARMS)
     interval = "bars: mean and 95 % t interval over seeds" if runs["seed"].nunique() > 1 else "bars: one seed"
+    looked = len(ledger.entries(runs))
     style.caption(
         figure,
-        f"testbed, sweep {SWEEP}: {evolution.seeds(runs)} an algorithm, {count} looked-at steps each, all updates of a"
-        f" step; {interval}; areas: mean over seeds, not smoothed;\n“before”: what momentum from before the step did;"
+        f"testbed, sweep {SWEEP}: {evolution.seeds(runs)} an algorithm, {looked} looked-at steps, all updates of"
+        f" a step; {interval}; areas: mean over seeds, not smoothed;\n“before”: what momentum from before the step did;"
         " right: the last update of each looked-at step, each class's part taken alone",
     )
     print(f"figure: {style.save(figure, results, 'ledger')}")
@@ -119,11 +118,11 @@ def scatter(axis: plt.Axes, points: dict[str, np.ndarray]) -> None:
     """First order against measured; the line is equality."""
     lines = []
     for key, (p, m) in points.items():
-        look: dict[str, Any] = (
-            {"color": style.CLASSES[key]["facecolor"]} if key in style.CLASSES else {"color": "#555555"}
-        )
+        colour = style.CLASSES[key]["facecolor"] if key in style.CLASSES else "#555555"
         marker = "^" if key.startswith("na") else "o"
-        axis.scatter(p, m, s=13, marker=marker, edgecolor="#333333", linewidth=0.3, alpha=0.85, rasterized=True, **look)
+        axis.scatter(
+            p, m, s=13, marker=marker, color=colour, edgecolor="#333333", linewidth=0.3, alpha=0.85, rasterized=True
+        )  # fmt: skip
         fit = ledger.agreement(p, m)
         name = ledger.CLASSES.get(key)
         lines.append(f"{f'{name}: ' if name else ''}slope {fit['slope']:.2f}, R² {fit['R2']:.2f}")

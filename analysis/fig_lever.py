@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from . import advise, evolution, fig_ledger, ledger, lever, load, numbers, style, tables
+from . import advise, evolution, fig_ledger, ledger, lever, load, numbers, style
 from .lever import Levers, Triple
 
 REFERENCE, ARM = fig_ledger.ARMS
@@ -41,9 +41,9 @@ def draw(results: Path) -> None:
     style.caption(
         figure,
         f"testbed; colour: from {evolution.seeds(runs[runs['arm'] == REFERENCE])} of {style.look(REFERENCE)[0]} alone,"
-        f" sweep {fig_ledger.SWEEP}, first order; points: the paper's grid, policy entropy over the last"
-        f" {evolution.WINDOW} steps less that of β = (0, 0), paired by seed, mean and 95 % t interval\n"
-        + "; ".join(_sources(found)),
+        f" sweep {fig_ledger.SWEEP}, first order at once × 1/(1 − β₁ of AdamW) × steps; points: the paper's grid,"
+        f" policy entropy over the last {evolution.WINDOW} steps\nless that of β = (0, 0), paired by seed, mean and"
+        " 95 % t interval; " + "; ".join(_sources(found)),
     )
     print("\n".join(_lines(parameter, logit)))
     for (b1, b2), (triple, source) in found.items():
@@ -81,8 +81,8 @@ def measured(results: Path) -> dict[tuple[float, float], tuple[Triple, str]]:
         runs = load.metrics(results, sweep, [arm, reference])
         ours, theirs = (runs[runs["arm"] == name] for name in (reference, arm))
         folder = next(f for f in load.run_folders(results / sweep) if f.parent.name == arm)
-        low, high = map(float, lever.beta_of(folder, theirs))
-        beta = low, high
+        beta1, beta2 = lever.beta_of(folder, theirs)
+        beta = (float(beta1), float(beta2))
         common = len(set(ours["seed"]) & set(theirs["seed"]))
         triple = lever.measured(theirs, ours)
         if triple is not None and common > most.get(beta, 0):
@@ -147,7 +147,7 @@ def blocks(results: Path) -> dict[str, str]:
     steps = ledger.steps_of(load.metrics(results, fig_ledger.SWEEP, [REFERENCE]))
     cells = advise.levers(parameter, logit, gain, steps)
     said = [f"* {line}" for line in _lines(parameter, logit)]
-    show = lambda triple: tables.interval(*triple, form="{:+.3f}")
+    show = lambda triple: ledger.show(triple, "{:+.3f}")
     for row in lever.foretold(results):
         if row.sweep == fig_ledger.SWEEP:
             said.append(

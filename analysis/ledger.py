@@ -7,7 +7,6 @@ gradient will have done is estimated as 1/(1 − β₁) of what it did at once, 
 how far that is from what was measured.
 """
 
-from collections.abc import Hashable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,14 @@ CLASSES = {"pa_hp": "PA&HP", "pa_lp": "PA&LP", "na_hp": "NA&HP", "na_lp": "NA&LP
 REST = {"momentum": "momentum from before", "decay": "weight decay", "other": "other terms"}
 COLUMNS = ("at once", "carried", "eventual")  # of a step; "over run" is of the run
 MILLI = 1e3  # nats to 10⁻³ nats
-OLD = "a ledger of the old kind, of each step's last update alone (before 2026-11-21 15:00 UTC): not shown"
+OLD = "a ledger of the old kind, of each step's last update alone (no `ledger/updates` in its lines): not shown"
 Triple = tuple[float, float, float]  # mean, low, high
+
+
+def show(triple: Triple, form: str, factor: float = 1.0) -> str:
+    """`mean [low, high]` of a triple times `factor`."""
+    mean, low, high = triple
+    return tables.interval(mean * factor, low * factor, high * factor, form=form)
 
 
 def entries(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -97,8 +102,8 @@ def cells(made: pd.DataFrame) -> pd.DataFrame:
     rows: dict[str, dict[str, str]] = {}
     for row in made.to_dict("records"):
         factor = 1.0 if row["column"] == "over run" else MILLI
-        triple = (row[name] * factor for name in ("mean", "low", "high"))
-        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = tables.interval(*triple, form="{:+.2f}")
+        triple = (row["mean"], row["low"], row["high"])
+        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = show(triple, "{:+.2f}", factor)
     return pd.DataFrame(rows.values(), columns=["part", *COLUMNS, "over run"]).fillna("")
 
 
@@ -120,8 +125,7 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
             looked = rows[(rows[first] != 0) | (rows[then] != 0)].dropna(subset=[first, then])
             row |= {"n": len(looked), **agreement(looked[first], looked[then])}
         if key in CLASSES or not key:
-            of_classes = [rows[f"ledger/predicted_{c}"] for c in ([key] if key else CLASSES)]
-            ours = sum(of_classes[1:], of_classes[0])
+            ours = rows[[f"ledger/predicted_{c}" for c in ([key] if key else CLASSES)]].sum(axis=1)
             free = agreement(rows[f"ledger/logit_{key}" if key else "ledger/logit"], ours)
             row |= {"logit r": free["correlation"], "logit slope": free["slope"]}
         if any(isinstance(v, float) and not np.isnan(v) for v in row.values()):
@@ -131,8 +135,8 @@ def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def agreement_cells(made: pd.DataFrame) -> pd.DataFrame:
     """`agreements` as text."""
-    forms: dict[Hashable, str] = {"part": "{}", "n": "{:.0f}", "logit slope": "{:.4f}"}
-    shown = {c: [forms.get(c, "{:.2f}").format(v) if pd.notna(v) else "" for v in made[c]] for c in made}
+    forms = {"part": "{}", "n": "{:.0f}", "logit slope": "{:.4f}"}
+    shown = {c: [forms.get(str(c), "{:.2f}").format(v) if pd.notna(v) else "" for v in made[c]] for c in made}
     return pd.DataFrame(shown).rename(columns={"correlation": "r", "R2": "R²"})
 
 
@@ -157,9 +161,7 @@ def over(rows: pd.DataFrame) -> str:
 
 
 def check_text(metrics: pd.DataFrame, beta1: float) -> str:
-    found = {
-        name: tables.interval(*(MILLI * x for x in t), form="{:+.2f}") for name, t in check(metrics, beta1).items()
-    }
+    found = {name: show(triple, "{:+.2f}", MILLI) for name, triple in check(metrics, beta1).items()}
     return (
         f"1/(1 − β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']}; difference:"
         f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(entries(metrics))})"

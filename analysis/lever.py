@@ -175,7 +175,7 @@ def foretold(results: Path) -> list[Foretold]:
         for reference, arm in pairs:
             theirs, ours = (runs[runs["arm"] == name] for name in (arm, reference))
             levers, found = read(ours, "ledger/lever"), measured(theirs, ours)
-            if levers is None or found is None:
+            if found is None or levers is None:
                 continue
             gain = ledger.steps_of(ours) / (1 - ledger.momentum(arms[reference][0]))
             beta_2 = beta_of(arms[arm][0], theirs[theirs["seed"] == theirs["seed"].min()])

@@ -3,7 +3,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pandas as pd
 
@@ -41,7 +41,7 @@ def write(root: Path, blocks: dict[str, str]) -> list[Path]:
     return changed
 
 
-def of(figure: Any, results: Path) -> dict[str, str]:
+def of(figure: ModuleType, results: Path) -> dict[str, str]:
     """The blocks of a figure's module, or that there are none yet; {} for one that writes none.
 
     Which names a module writes it says in `BLOCKS`, so that they are known without runs.

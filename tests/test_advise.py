@@ -210,6 +210,7 @@ def test_advice_as_it_is_printed(results):
     low, high = (line for line in said.splitlines() if "side, β" in line and "nats" not in line)
     assert "-1.000" in low and "-5.00" in low and "-0.100" in low and low.count("lowers entropy") == 2
     assert "+0.400" in high and "+0.040" in high and high.count("raises entropy") == 2
+    assert "is eventual right in this run? No: read signs, not sizes." in said  # −10 · 10⁻³ foretold, −6 measured
     assert "parameter space: along β₂ = 2.5 β₁, slope [" in said and "a larger β₂ than that raises entropy" in said
     assert "target +0.02 nats at the end: β = (0.2, 1), the nearest to (0.5, 1)" in said
     told = [line for line in said.splitlines() if line.startswith("  sweep: ")]
