@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from .config import Config
@@ -28,9 +28,11 @@ class Screen:
     def __init__(self):
         self.console = Console()
         self.live = sys.stdout.isatty()
+        self.steps = 0  # of the run
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
 
     def __enter__(self) -> "Screen":
-        self._bar: Progress | None = None
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -41,7 +43,7 @@ class Screen:
         (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True)
 
     def start(self, config: Config, folder: Path, step: int) -> None:
-        self.steps, self.begin = config.steps, step
+        self.steps = config.steps
         if step >= config.steps:
             self.say(f"{folder}: {config.method}, {config.steps} steps; {step} were already there, nothing ran")
             return

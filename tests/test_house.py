@@ -192,3 +192,33 @@ def test_every_metric_of_a_run_is_in_the_glossary(tiny, tmp_path):
         train(loaded, Silent())
         logged = {key for row in read_lines(tmp_path / method / "metrics.jsonl") for key in row}
         assert logged <= known, f"not in docs/metrics.md: {sorted(logged - known)}"
+
+
+def late_attributes(path: Path) -> list[str]:
+    """Attributes that a class first sets outside __init__ and does not declare."""
+    found = []
+    for cls in [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)]:
+        known, late = set(), set()
+        for part in cls.body:
+            if isinstance(part, (ast.AnnAssign, ast.Assign)):
+                targets = [part.target] if isinstance(part, ast.AnnAssign) else part.targets
+                known |= {t.id for t in targets if isinstance(t, ast.Name)}
+            if isinstance(part, ast.FunctionDef):
+                own = {
+                    node.attr
+                    for node in ast.walk(part)
+                    if isinstance(node, ast.Attribute)
+                    and isinstance(node.ctx, ast.Store)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "self"
+                }
+                known, late = (known | own, late) if part.name == "__init__" else (known, late | own)
+        # What a base class of another library declares is not seen from here: `keys` of a cache layer.
+        if not any(isinstance(base, ast.Name) and base.id.endswith("LayerMixin") for base in cls.bases):
+            found += [f"{cls.name}.{name}" for name in sorted(late - known)]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cegppo").rglob("*.py")), ids=lambda p: p.name)
+def test_attributes_appear_in_init(path):
+    assert not late_attributes(path)

@@ -42,6 +42,8 @@ class Parts:
         self.optimizer, self.rule, self.total = optimizer, rule, total
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         self.gradients: dict[str, list[Tensor]] = {}  # by "class.side", and "other"
+        self.clip = 1.0  # what gradient-norm clipping multiplied the gradient by
+        self.theta: list[Tensor] = []  # parameters before the step
 
     def watch(self, logprob_N: Tensor, entropy_N: Tensor, x: TokenBatch, w: Weights) -> None:
         """Backward passes of one micro-batch from its statistics, by cell; the graph is kept."""
