@@ -213,7 +213,7 @@ def late_attributes(path: Path) -> list[str]:
                     and node.value.id == "self"
                 }
                 known, late = (known | own, late) if part.name == "__init__" else (known, late | own)
-        # What a base class of another library declares is not seen from here: `keys` of a cache layer.
+        # What a base class of another library declares is not seen from here: `keys` of a cache.
         if not any(isinstance(base, ast.Name) and base.id.endswith("LayerMixin") for base in cls.bases):
             found += [f"{cls.name}.{name}" for name in sorted(late - known)]
     return found
