@@ -62,7 +62,8 @@ def trend(seen: dict[str, float]) -> str:
 def table(results: Path) -> str:
     """The calibration table as Markdown, a line a regime, in the order of how many aims are met.
     Raises Missing when nothing was recorded."""
-    runs = {p.parents[1].name: load.run(p) for p in sorted((results / "calibration").glob("*/grpo/seed0"))}
+    sweeps = sorted(path for path in (results / "calibration").glob("*") if path.is_dir())
+    runs = {sweep.name: load.run(folder) for sweep in sweeps for folder in load.run_folders(sweep)}
     runs = {name: steps for name, steps in runs.items() if not steps.empty}
     if not runs:
         raise load.Missing(f"no run in {results / 'calibration'}")
