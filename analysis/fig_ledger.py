@@ -19,9 +19,7 @@ BLOCKS = ("ledger_20", "ledger_20 agreement", "ledger_20 check")
 
 def draw(results: Path) -> None:
     runs = _runs(results)
-    figure, axes = plt.subplots(
-        2, 4, figsize=(13.8, 6.6), constrained_layout=True, width_ratios=(1.25, 1.25, 1, 1), sharey="col"
-    )
+    figure, axes = plt.subplots(2, 4, figsize=(13.8, 6.6), constrained_layout=True, width_ratios=(1.25, 1.25, 1, 1))
     for row, arm in zip(axes, ARMS):
         mine = ledger.entries(runs[runs["arm"] == arm])
         bars(row[0], mine)

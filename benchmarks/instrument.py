@@ -104,7 +104,7 @@ def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_93
             now = [v.detach()[None] for v in (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)]
             x = TokenBatch(now[0], now[0], ones, ones, now[1], now[2], now[3])
             tally = Tally()
-            tally.add_tokens(x, Weights(ones, ones, ones, None, 0.8 * ones, 1.2 * ones), ones / tokens)
+            tally.add_tokens(x, Weights(ones, ones, ones, None, 0.8 * ones, 1.2 * ones, ones), ones / tokens)
             tally.settled()
         s.logprob_N.mean().backward()
         head.weight.grad = hidden.grad = None

@@ -146,6 +146,7 @@ class Weights:
     entropy_slope_BT: Tensor | None  # ∂ (all terms, scaled) / ∂ H, when an entropy term is on
     clip_low_BT: Tensor  # with A < 0, a ratio below it is outside the clip
     clip_high_BT: Tensor  # with A > 0, a ratio above it is
+    factor_BT: Tensor  # what every weight of the policy loss was multiplied by: the correction, else 1
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Weights":
         """`change` applied to every tensor."""
@@ -179,6 +180,7 @@ def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> tup
         entropy_slope_BT=entropy_slope_BT,
         clip_low_BT=facts.get("clip_low", torch.full_like(slope_BT, low)),
         clip_high_BT=facts.get("clip_high", torch.full_like(slope_BT, high)),
+        factor_BT=facts.get("correction", torch.ones_like(slope_BT)),
     )
     sums = {f"loss/{name}": float(value.detach().sum()) for name, value in terms.items()}
     own = {name: value for name, value in facts.items() if name not in ("clip_low", "clip_high")}

@@ -31,7 +31,7 @@ from .problems.reward import grade, is_rule, rule
 from .rollout import divided, vllm
 from .rollout.collect import Collected, Collector
 from .rollout.probe import Probe
-from .types import BadInput, Rollout, Score, TokenBatch, Verdict
+from .types import BadInput, Rollout, Score, TokenBatch, Verdict, present
 from .update import Diverged, update, update_critic
 
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -186,9 +186,12 @@ class Trainer:
         return tally, norms, entries
 
     def _choose(self, mini: TokenBatch) -> torch.Tensor:
-        """Whole rows of a mini-batch, at random, of at most `diagnostics.influence_tokens`
-        tokens."""
+        """Whole rows of a mini-batch, at random, of at most `diagnostics.influence_tokens` tokens
+        (one row at least). Rows that are recorded come first: they were chosen at random, too."""
         order = np.random.default_rng([self.config.seed, self.step]).permutation(len(mini))
+        if self.tokens is not None:
+            recorded = self.tokens.chosen[present(mini.row_B).cpu()].numpy()
+            order = order[np.argsort(~recorded[order], kind="stable")]
         lengths = mini.length_B.cpu().numpy()[order].cumsum()
         count = max(1, int((lengths <= self.config.diagnostics.influence_tokens).sum()))
         return torch.from_numpy(np.sort(order[:count])).to(mini.mask_BT.device)

@@ -36,7 +36,7 @@ SURPRISAL = ClassRule("surprisal")
 def weights(weight_BT, low=0.8, high=1.2):
     """What the tally reads of a loss that puts `weight_BT` on its tokens."""
     low_BT, high_BT = torch.full_like(weight_BT, low), torch.full_like(weight_BT, high)
-    return Weights(weight_BT, weight_BT, weight_BT, None, low_BT, high_BT)
+    return Weights(weight_BT, weight_BT, weight_BT, None, low_BT, high_BT, torch.ones_like(weight_BT))
 
 
 def test_uniform_logits_have_entropy_log_v():

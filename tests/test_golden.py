@@ -29,7 +29,7 @@ OVERRIDES = (
     "steps=3", "updates_per_step=4", "prompts_per_step=6", "update.lr=5e-3", "update.kl_coef=0.01",
     "update.entropy_coef=0.001",
     "update.nll_coef=0.1", "update.dual_clip=3", "update.weight_decay=0.01", "diagnostics.every=2",
-    "diagnostics.probe=4", "critic.lr=1e-3",
+    "diagnostics.parts=true", "diagnostics.probe=4", "critic.lr=1e-3",
 )  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_a_rule_of_the_users_own(tmp_path, tiny):
     [
         (["reward=tsak"], "reward: unknown value 'tsak'; did you mean 'task'?"),
         (["reward_signal=1.5"], "reward_signal must be in"),
-        (["reward=random", "reward_signal=0.3"], "reward: random is reward_signal: 0"),
+        (["reward=random", "reward_signal=0.3"], "reward=random is reward_signal=0"),
     ],
 )
 def test_bad_rewards(tiny, overrides, said):
@@ -220,20 +220,20 @@ def test_summary_stores_counts():
 def test_stream_repeats_resumes_and_holds_out(tiny):
     loaded, _ = config.load(tiny)
     tokenizer = testbed.make_tokenizer()
-    made = benchmarks(loaded, tokenizer)
+    made = benchmarks(loaded.eval, loaded.data, tokenizer)
     assert len({p.text for p in made["sums"]}) == 3
-    a, b = PromptStream(loaded, tokenizer), PromptStream(loaded, tokenizer)
+    a, b = PromptStream(loaded.data, loaded.seed, tokenizer), PromptStream(loaded.data, loaded.seed, tokenizer)
     first = a.take(40)
     assert first[:10] + first[10:] == b.take(10) + b.take(30) and {p.source for p in first} == {"sums", "gcd"}
     state = json.loads(json.dumps(a.state()))
     ahead = a.take(20)
-    b = PromptStream(loaded, tokenizer)
+    b = PromptStream(loaded.data, loaded.seed, tokenizer)
     b.restore(state)
     assert b.take(20) == ahead
-    c = PromptStream(loaded, tokenizer, held_out={p.text for p in first[:7]})
+    c = PromptStream(loaded.data, loaded.seed, tokenizer, held_out={p.text for p in first[:7]})
     assert not {p.text for p in c.take(40)} & {p.text for p in first[:7]} and c.held_out_count >= 7
     other, _ = config.load(tiny, ["seed=1"])
-    assert PromptStream(other, tokenizer).take(40) != first
+    assert PromptStream(other.data, other.seed, tokenizer).take(40) != first
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -246,14 +246,14 @@ def test_a_file_of_problems_serves_in_the_same_place(tiny, tmp_path, suffix):
     frame.to_json(path, orient="records", lines=True) if suffix == "jsonl" else frame.to_parquet(path)
     loaded, _ = config.load(tiny, [f"data.train=[{{file: {path}}}]", f"eval.benchmarks=[{{file: {path}}}]"])
     tokenizer = testbed.make_tokenizer()
-    taken = PromptStream(loaded, tokenizer).take(14)
+    taken = PromptStream(loaded.data, loaded.seed, tokenizer).take(14)
     for epoch in (taken[:7], taken[7:]):  # every row once an epoch, in another order each
         assert {p.text for p in epoch} == {row["problem"] + "\n" for row in rows}
     assert [p.text for p in taken[:7]] != [p.text for p in taken[7:]] and len({p.id for p in taken}) == 14
-    (bench,) = benchmarks(loaded, tokenizer).values()
+    (bench,) = benchmarks(loaded.eval, loaded.data, tokenizer).values()
     assert [p.answer for p in bench] == [row["answer"] for row in rows]
     with pytest.raises(BadInput, match="7 are|benchmark questions"):
-        PromptStream(loaded, tokenizer, held_out={p.text for p in bench}).take(1)
+        PromptStream(loaded.data, loaded.seed, tokenizer, held_out={p.text for p in bench}).take(1)
 
 
 @pytest.mark.parametrize(

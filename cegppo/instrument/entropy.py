@@ -52,6 +52,12 @@ def clip_side(ratio: Tensor, advantage: Tensor, clip_low: Tensor | float, clip_h
     return low.long() + 2 * high.long()
 
 
+def returned_weight(side: Tensor, advantage: Tensor, clip_low: Tensor, clip_high: Tensor) -> Tensor:
+    """The weight of a token outside the clip if its side's β were 1: (1 − ε_low)·A or (1 +
+    ε_high)·A; 0 inside. Any shape."""
+    return torch.where(side == 1, clip_low, torch.where(side == 2, clip_high, 0.0)) * advantage
+
+
 def gradient_contribution(weight: Tensor, prob: Tensor, sum_p2: Tensor) -> Tensor:
     """|w| · ‖e_a − π‖₂, any shape."""
     return weight.abs() * (1 - 2 * prob + sum_p2).clamp(min=0).sqrt()

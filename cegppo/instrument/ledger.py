@@ -31,8 +31,8 @@ from torch import Tensor
 
 from ..objective import Weights
 from ..types import TokenBatch, present
-from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change
-from .optimizers import Slope, dot, local, momentum_of, put
+from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change, returned_weight
+from .optimizers import Slope, chunks, dot, local, momentum_of, put
 from .parts import REST, Parts, fresh_gradients
 
 # 0.3 % of ‖θ‖: in fp32 the errors of rounding and of curvature are about alike there.
@@ -118,7 +118,8 @@ class Ledger:
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         self.beta1 = momentum_of(optimizer)
         here = sum(local(p).numel() * p.element_size() for p in self.parameters)
-        self.exact = 2 * updates * here <= EXACT_BYTES
+        # All ranks or none: what is exact takes more passes, in which all take part.
+        self.exact = float(total(torch.tensor(float(2 * updates * here > EXACT_BYTES)))) == 0
         self.seen: list[Seen] = []
         self.parts: Parts | None = None  # of the update under way
         self.apart: dict[str, float] = {}  # what was measured of the update that was taken apart
@@ -140,7 +141,7 @@ class Ledger:
         seen, inside = self.seen[-1], x.mask_BT.bool()
         code_BT = self.rule.codes(x.logprob_BT, x.entropy_BT, x.advantage_BT)
         side_BT = clip_side(x.log_ratio_BT.exp(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
-        bound_BT = torch.where(side_BT == 1, w.clip_low_BT, torch.where(side_BT == 2, w.clip_high_BT, 0.0))
+        returned_BT = returned_weight(side_BT, x.advantage_BT, w.clip_low_BT, w.clip_high_BT) * w.factor_BT
         facts = {
             "own": x.mask_BT,
             "code": code_BT,
@@ -148,7 +149,7 @@ class Ledger:
             "slope": w.slope_BT,
             "total_slope": w.total_slope_BT,
             "entropy_slope": torch.zeros_like(x.mask_BT) if w.entropy_slope_BT is None else w.entropy_slope_BT,
-            "lever": -bound_BT * x.advantage_BT * scale_BT,
+            "lever": -returned_BT * scale_BT,
             "logit": entropy_change(
                 -w.slope_BT, x.logprob_BT, x.entropy_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT)
             ),
@@ -212,7 +213,10 @@ class Ledger:
                 entropy_N = self.model.statistics(micro, entropy_grad=True).entropy_N
                 value += float(entropy_N.detach().double().sum()) / tokens
                 torch.autograd.backward([entropy_N.sum() / tokens])
-            made = [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.parameters]
+            made = [
+                torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad).contiguous()
+                for p in self.parameters
+            ]
         return made, self.total(value)
 
     def _probe_entropy(self) -> float:
@@ -222,19 +226,21 @@ class Ledger:
         """⟨∇H, ·⟩ of the step just taken and of its parts that are no token's. Leaves, in the place
         of ∇H, the direction that the tokens' log-probabilities are differentiated along.
 
-        This rank's part of each sum, a parameter at a time: no buffer of all of them is made.
+        This rank's part of each sum, some elements at a time: no buffer of all of them is made.
         """
         made = dict.fromkeys(("step", "gradient", "momentum", "decay", "step_square", "left_square"), 0.0)
         for p, entropy_slope, theta in zip(self.parameters, present(seen.direction), present(seen.theta)):
-            slope = Slope.of(self.optimizer, p, theta)
-            taken, at_once = local(p.detach()) - theta, slope.at_once * slope.gradient
-            parts = {"step": taken, "gradient": at_once, "momentum": slope.carried, "decay": slope.shrunk}
-            for name, part in parts.items():
-                made[name] += dot([entropy_slope], [part])
-            left = taken.double() - at_once.double() - slope.carried.double() - slope.shrunk.double()
-            made["step_square"] += dot([taken], [taken])
-            made["left_square"] += dot([left], [left])
-            entropy_slope.mul_(slope.at_once)
+            now, before, flat_slope = (value.reshape(-1) for value in (local(p.detach()), theta, entropy_slope))
+            for part in chunks(len(now)):
+                slope = Slope.of(self.optimizer, p, theta, part)
+                taken, at_once = now[part] - before[part], slope.at_once * slope.gradient
+                parts = {"step": taken, "gradient": at_once, "momentum": slope.carried, "decay": slope.shrunk}
+                for name, value in parts.items():
+                    made[name] += dot([flat_slope[part]], [value])
+                left = taken.double() - at_once.double() - slope.carried.double() - slope.shrunk.double()
+                made["step_square"] += dot([taken], [taken])
+                made["left_square"] += dot([left], [left])
+                flat_slope[part].mul_(slope.at_once)
         return made
 
     def _influence(self, seen: Seen, later: list[Tensor] | None) -> None:
@@ -305,8 +311,8 @@ class Ledger:
 
     def _metrics(self, entropy_after: float) -> dict[str, float]:
         names = sorted({name for seen in self.seen for name in seen.sums})
-        table_UM = torch.tensor([[seen.sums.get(name, 0.0) for name in names] for seen in self.seen])
-        table_UM = self.total(table_UM.double())
+        rows = [[seen.sums.get(name, 0.0) for name in names] for seen in self.seen]
+        table_UM = self.total(torch.tensor(rows, dtype=torch.float64))
         each = {name: table_UM[:, m] for m, name in enumerate(names)}  # by update, over all ranks
         blank = torch.zeros(len(self.seen), dtype=torch.float64)
         of = lambda name: each.get(name, blank)

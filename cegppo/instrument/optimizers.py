@@ -8,10 +8,13 @@ gradient as it was stepped on, and κ = −lr / ((1 − β₁ᵗ)(√v̂ + ε)),
 Plain SGD: Δθ = −lr g. Tensors are this rank's parts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+CHUNK = 1 << 22  # elements that temporary tensors are made of at a time
 
 
 def local(value: Tensor) -> Tensor:
@@ -21,7 +24,16 @@ def local(value: Tensor) -> Tensor:
 
 def dot(left: list[Tensor], right: list[Tensor]) -> float:
     """⟨left, right⟩ over this rank's part of all parameters, summed in float64."""
-    return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right)))
+    made = 0.0
+    for a, b in zip(left, right):
+        for u, v in zip(a.reshape(-1).split(CHUNK), b.reshape(-1).split(CHUNK)):
+            made += float((u.double() * v.double()).sum())
+    return made
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """A flat tensor of `count` elements in slices: a head alone may be as large as all layers."""
+    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
 
 
 @torch.no_grad()
@@ -38,7 +50,7 @@ def momentum_of(optimizer: torch.optim.Optimizer) -> float:
 
 @dataclass(frozen=True)
 class Slope:
-    """The step just taken, for one parameter."""
+    """The step just taken, for one parameter or a flat part of it."""
 
     at_once: Tensor | float  # κ (1 − β₁): what the gradient was multiplied by
     gradient: Tensor  # as it was stepped on: clipped
@@ -46,10 +58,13 @@ class Slope:
     shrunk: Tensor  # what weight decay took
 
     @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, p: Tensor, theta: Tensor) -> "Slope":
-        """Of parameter `p`, which was `theta` before the step."""
+    def of(cls, optimizer: torch.optim.Optimizer, p: Tensor, theta: Tensor, part: slice | None = None) -> "Slope":
+        """Of parameter `p`, which was `theta` before the step; of the `part` of its elements in a
+        row, when there is one."""
+        cut = lambda value: local(value) if part is None else local(value).reshape(-1)[part]
+        theta = cut(theta)
         group, zeros = optimizer.param_groups[0], torch.zeros_like(theta)
-        gradient = zeros if p.grad is None else local(p.grad.detach())
+        gradient = zeros if p.grad is None else cut(p.grad.detach())
         lr = group["lr"]
         if isinstance(optimizer, torch.optim.SGD):
             assert not group["momentum"] and not group["weight_decay"], "plain SGD is all that is known here"
@@ -59,7 +74,7 @@ class Slope:
         if not state:  # the loss does not reach it
             return cls(0.0, zeros, zeros, zeros)
         t = float(state["step"])
-        square, first = (local(state[k]).to(theta.device) for k in ("exp_avg_sq", "exp_avg"))  # offloaded ones too
+        square, first = (cut(state[k]).to(theta.device) for k in ("exp_avg_sq", "exp_avg"))  # offloaded ones too
         scale = (square / (1 - beta2**t)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**t))
         carried = scale * (first - (1 - beta1) * gradient)
         return cls(scale * (1 - beta1), gradient, carried, -lr * group["weight_decay"] * theta)

@@ -20,6 +20,7 @@ from .entropy import (
     entropy_change,
     gradient_contribution,
     own_term,
+    returned_weight,
 )
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -64,7 +65,7 @@ class Tally:
         for a token mean)."""
         fields = (
             x.logprob_BT, x.entropy_BT, x.advantage_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT),
-            x.old_logprob_BT, w.weight_BT, scale_BT, w.clip_low_BT, w.clip_high_BT,
+            x.old_logprob_BT, w.weight_BT, scale_BT, w.clip_low_BT, w.clip_high_BT, w.factor_BT,
         )  # fmt: skip
         self._waiting.append(torch.stack([value_BT.detach() for value_BT in fields])[:, x.mask_BT.bool()])
         if sum(waiting.shape[1] for waiting in self._waiting) >= WAITING:
@@ -76,14 +77,13 @@ class Tally:
             return
         stacked = torch.cat(self._waiting, dim=1).double()
         self._waiting = []
-        logprob, entropy, advantage, sum_p2, sum_p2_logp, old_logprob, weight, scale, clip_low, clip_high = stacked
+        logprob, entropy, advantage, sum_p2, sum_p2_logp, old_logprob, weight, scale, *rest = stacked
+        clip_low, clip_high, factor = rest
         weight, log_ratio = weight * scale, logprob - old_logprob
         prob, ratio = logprob.exp(), log_ratio.exp()
         side = clip_side(ratio, advantage, clip_low, clip_high)
         cell = self.rule.codes(logprob, entropy, advantage) * len(SIDES) + side
-        # The weight that a token outside the clip would have if its side's β were 1.
-        bound = torch.where(side == 1, clip_low, torch.where(side == 2, clip_high, 0.0))
-        returned = bound * advantage * scale
+        returned = returned_weight(side, advantage, clip_low, clip_high) * factor * scale
         columns = {
             "tokens": torch.ones_like(prob),
             "entropy": entropy,

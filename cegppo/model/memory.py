@@ -34,7 +34,8 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
     if config.advantage.kind == "gae":
         made["critic"] = (8 + moments) * decoder
     if config.diagnostics.every:  # parameters before and after an update, and a direction
-        made["ledger"] = 12 * parameters
+        # Its parts: nine cells' gradients, the same scaled, and five more of that size.
+        made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * parameters
     made = {name: value / shards for name, value in made.items()}
     rows = -(-config.prompts_per_step * config.group_size // config.updates_per_step // shards)
     tokens = max(1, min(update.micro_batch_tokens, rows * (config.data.max_prompt_tokens + config.rollout.max_tokens)))
