@@ -18,6 +18,7 @@ CLASSES = {"pa_hp": "PA&HP", "pa_lp": "PA&LP", "na_hp": "NA&HP", "na_lp": "NA&LP
 REST = {"momentum": "momentum from before", "decay": "weight decay", "other": "other terms"}
 COLUMNS = ("at once", "carried", "eventual")  # of a step; "over run" is of the run
 MILLI = 1e3  # nats to 10⁻³ nats
+FEW = 5  # looked-at steps of one run, below which nothing is said of a difference
 OLD = "a ledger of the old kind, of each step's last update alone (no `ledger/updates` in its lines): not shown"
 Triple = tuple[float, float, float]  # mean, low, high
 
@@ -161,10 +162,15 @@ def over(rows: pd.DataFrame) -> str:
 
 
 def check_text(metrics: pd.DataFrame, beta1: float) -> str:
+    """The eventual effect against the measured one; of a single run with few looked-at steps, that
+    they are too few to say."""
+    rows = entries(metrics)
+    if over(rows).endswith("steps") and len(rows) < FEW:
+        return f"1/(1 − β₁) of what all tokens did at once against measured: not shown, {len(rows)} looked-at steps"
     found = {name: show(triple, "{:+.2f}", MILLI) for name, triple in check(metrics, beta1).items()}
     return (
         f"1/(1 − β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']}; difference:"
-        f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(entries(metrics))})"
+        f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(rows)})"
     )
 
 

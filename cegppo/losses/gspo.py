@@ -9,8 +9,8 @@ own (and those of the baseline of arXiv 2509.20712), and belong to responses of 
 the shorter the response, the further s_i strays from 1. Weight on ∇log π: s_i·A, and 0 for every
 token of a response that is clipped (fact `sequence_clip`). With `update.aggregate: sequence` the
 gradient is the paper's; the value too. Limits: ratio ≡ 1 is REINFORCE; responses of one token make
-it `ppo_clip` with these ε. They bound no token's ratio, so it
-states no bounds for the clip facts.
+it `ppo_clip` with these ε. They bound no token's ratio, so no bounds are stated: `clip/*` and
+`lever/*` are then read at 0.8 and 1.2.
 """
 
 from dataclasses import dataclass

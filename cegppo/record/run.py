@@ -30,7 +30,7 @@ from .files import (
 from .keep import unpack
 from .mirror import start_mirror
 from .provenance import changed, now, session
-from .read import read_config, read_meta, read_metrics
+from .read import packed, read_config, read_meta, read_metrics
 
 TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
 
@@ -63,7 +63,8 @@ def checkpoint(folder: Path, which: str = "latest") -> Path:
     there is none."""
     path = folder / "checkpoints" / which
     if not (path / "state.json").is_file():
-        raise BadInput(f"{folder}: no checkpoint '{which}' there")
+        why = "; its record is kept in a pack, and checkpoints are not" if packed(folder) else ""
+        raise BadInput(f"{folder}: no checkpoint '{which}' there{why}")
     return path
 
 
