@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common import machine, paired, ratio_line
 
+from cegppo.config import Limits
 from cegppo.problems import grader, reward
 from cegppo.types import Prompt, Rollout
 
@@ -35,7 +36,7 @@ def main(paths: list[str]) -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    limits = grader.Limits(workers=WORKERS)
+    limits = Limits(workers=WORKERS)
     print(machine(), "\n")
     notes = []
     print("| answers | ours | math-verify | ours / math-verify |\n|---|---|---|---|")

@@ -16,11 +16,10 @@ import torch
 
 from . import ranks
 from .checkpoint import read_state
-from .config import SAMPLING, Config, Eval, digest, load
+from .config import SAMPLING, Config, Eval, Limits, digest, load
 from .model.policy import load_policy
 from .problems import data, testbed
 from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
-from .problems.grader import Limits
 from .problems.reward import verdicts
 from .record.files import Completions, as_lines, read_lines, write_whole
 from .record.read import packed, read_config

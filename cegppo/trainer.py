@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from . import advantage, checkpoint, losses, metrics, ranks
-from .config import Config
+from .config import Config, is_rule
 from .evaluate import evaluator, longest_answer
 from .instrument.entropy import ClassRule
 from .instrument.ledger import Ledger
@@ -27,7 +27,7 @@ from .model.policy import load_policy
 from .objective import Objective, Terms
 from .problems import testbed
 from .problems.data import PromptStream, benchmarks
-from .problems.reward import grade, is_rule, rule
+from .problems.reward import grade, rule
 from .rollout import divided, vllm
 from .rollout.collect import Collected, Collector
 from .rollout.probe import Probe

@@ -14,11 +14,12 @@ import pytest
 
 import run
 from cegppo import config
+from cegppo.config import Limits
 from cegppo.problems import completions, counts, grader, reward
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = grader.Limits(timeout=2.0, memory_mb=512, workers=1)  # one worker: a second would only cost its start
+LIMITS = Limits(timeout=2.0, memory_mb=512, workers=1)  # one worker: a second would only cost its start
 
 
 def rollout(text, answer, task=None, entry=None, finish="stop"):
@@ -87,7 +88,7 @@ def test_hostile_answers_cost_their_own_time_and_nothing_else():
     for bomb, pair in zip(hostile, fair[1:]):
         pairs += [("5", bomb), pair, ("5", bomb)]  # the second time is known from the first
     start = time.monotonic()
-    found = grader.grade(pairs, grader.Limits(timeout=1.0, memory_mb=512, workers=1))
+    found = grader.grade(pairs, Limits(timeout=1.0, memory_mb=512, workers=1))
     assert found == [True, None, True, None, None, False, None, None, True, None, None, False, None]
     assert time.monotonic() - start < 60  # four times a second, and what a busy machine adds; without a limit: years
 

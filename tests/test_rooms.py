@@ -14,9 +14,9 @@ import torch
 
 from cegppo import advantage, config, evaluate
 from cegppo.config import Source
+from cegppo.config.recipe import Recipe
 from cegppo.problems import reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
-from cegppo.problems.recipe import Recipe
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cegppo import config
+from cegppo.config.recipe import Recipe, Worker
 from cegppo.problems import reward, testbed
-from cegppo.problems.recipe import Recipe, Worker
 from cegppo.types import BadInput
 
 POOL = 1500

@@ -1,6 +1,6 @@
 """What a run is: read from files and the command line, checked, and written down again."""
 
-from .checks import nearest
+from .checks import is_rule, nearest
 from .layers import (
     EXPERIMENTS,
     Layer,
@@ -28,6 +28,7 @@ from .schema import (
     Data,
     Diagnostics,
     Eval,
+    Limits,
     Model,
     RolloutConfig,
     Source,
@@ -48,6 +49,7 @@ __all__ = [
     "explain",
     "load",
     "methods",
+    "is_rule",
     "nearest",
     "nested",
     "of_overrides",
@@ -63,6 +65,7 @@ __all__ = [
     "Data",
     "Diagnostics",
     "Eval",
+    "Limits",
     "Model",
     "RolloutConfig",
     "Source",

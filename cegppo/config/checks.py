@@ -16,13 +16,17 @@ from typing import Any
 
 from .. import losses
 from ..knobs import schedule_problem
-from ..problems.reward import is_rule
 from ..types import BadInput
 from .schema import SAMPLING, Config, Source
 
 REWARDS = ("task", "random")
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
+
+
+def is_rule(source: str) -> bool:
+    """Whether `source` names a rule of the user's, `path.py:function`."""
+    return ".py:" in source
 
 
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:

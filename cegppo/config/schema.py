@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..knobs import first_step
-from ..problems.grader import Limits
-from ..problems.recipe import Recipe
 from ..types import knob
+from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
@@ -191,6 +190,15 @@ class Diagnostics:
 class Wandb:
     mode: Literal["online", "offline", "disabled"] | None = knob(None, "default: WANDB_MODE, else offline")
     project: str = knob("cegppo", "wandb's name for a set of runs")
+
+
+@dataclass
+class Limits:
+    """Of the math-verify workers, which start with the first answer that needs sympy."""
+
+    timeout: float = knob(5.0, "seconds of wall clock an answer may take", above=0)
+    memory_mb: int = knob(1024, "MiB of address space of the process that grades it", least=256)
+    workers: int = knob(0, "answers graded at a time; 0: one a core, shared between the ranks of a machine", least=0)
 
 
 @dataclass

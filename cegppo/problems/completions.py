@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import config
+from ..config import Limits
 from ..types import BadInput, Prompt, Rollout, Verdict
 from .counts import maj_at_k, miss_at_k, vote
-from .grader import Limits
 from .reward import verdicts
 
 

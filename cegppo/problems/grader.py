@@ -20,30 +20,17 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker runs this file alone, without the package
+    from ..config import Limits
 
 Pair = tuple[str, str]  # reference, answer
 
 
-@dataclass
-class Limits:
-    """Of the math-verify workers (`grader.*` in YAML). They start with the first answer that
-    needs sympy."""
-
-    # As `types.knob` makes them: a worker runs this file alone, without the package.
-    timeout: float = field(default=5.0, metadata={"doc": "seconds of wall clock an answer may take", "above": 0})
-    memory_mb: int = field(
-        default=1024, metadata={"doc": "MiB of address space of the process that grades it", "least": 256}
-    )
-    workers: int = field(
-        default=0,
-        metadata={"doc": "answers graded at a time; 0: one a core, shared between the ranks of a machine", "least": 0},
-    )
-
-
-def grade(pairs: Sequence[Pair], limits: Limits) -> list[bool | None]:
+def grade(pairs: Sequence[Pair], limits: "Limits") -> list[bool | None]:
     """Whether each answer equals its reference, in order; None where that could not be found out.
     Equal pairs are graded once.
 

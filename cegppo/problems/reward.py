@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import Limits, is_rule
 from ..types import BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader
 
@@ -107,7 +108,7 @@ def _settle(rollout: Rollout) -> Verdict | grader.Pair:
     return Verdict.CORRECT if right else Verdict.WRONG
 
 
-def verdicts(rollouts: list[Rollout], limits: grader.Limits | None = None) -> list[Verdict]:
+def verdicts(rollouts: list[Rollout], limits: Limits | None = None) -> list[Verdict]:
     """What became of each response, in order. A complete final answer is graded even if the token
     limit cut what followed it.
 
@@ -117,7 +118,7 @@ def verdicts(rollouts: list[Rollout], limits: grader.Limits | None = None) -> li
     """
     found = [_settle(rollout) for rollout in rollouts]
     pairs = [f for f in found if isinstance(f, tuple)]
-    equal = iter(grader.grade(pairs, limits or grader.Limits()))
+    equal = iter(grader.grade(pairs, limits or Limits()))
     named = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.GRADER_ERROR}
     return [named[next(equal)] if isinstance(f, tuple) else f for f in found]
 
@@ -134,11 +135,6 @@ def coin(seed: int, step: int, rollout: Rollout) -> tuple[bool, float]:
     key = f"{rollout.prompt.id}#{rollout.index}".encode()
     rng = np.random.default_rng([seed, step, *key])
     return bool(rng.random() < 0.5), float(rng.random())
-
-
-def is_rule(source: str) -> bool:
-    """Whether `source` names a rule of the user's, `path.py:function`."""
-    return ".py:" in source
 
 
 @cache
@@ -180,7 +176,7 @@ def ruled(source: str, rollout: Rollout) -> float:
 def grade(
     rollouts: list[Rollout], *, source: str, seed: int, step: int, values: tuple[float, float], max_tokens: int,
     overlong_buffer: int, signal: float = 1.0,
-    limits: grader.Limits | None = None,
+    limits: Limits | None = None,
 ) -> list[Score]:  # fmt: skip
     """Scores of `rollouts`, in order.
 

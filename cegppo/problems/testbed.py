@@ -35,10 +35,10 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ..config import Source, digest
+from ..config.recipe import FAMILIES, Recipe, Worker
 from ..record.files import write_whole
 from ..types import present
 from .data import WARM_UP, Problems
-from .recipe import FAMILIES, Recipe, Worker
 
 # Raised by hand when what this file makes of a recipe changes: phrases, families, wordings, the
 # order of draws. A test holds the default's texts to it.
