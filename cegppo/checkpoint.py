@@ -49,7 +49,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """state.json of checkpoint `folder`. Raises BadInput when it cannot be read."""
     with readable(folder):
         state = json.loads((folder / "state.json").read_text())
-        return {**state, "step": int(state["step"])}
+        return {**state, "step": int(state["step"]), "elapsed": float(state["elapsed"]), "best": state["best"]}
 
 
 def restore(folder: Path, policy: Policy, large: dict[str, Large], small: dict[str, Stateful]) -> None:

@@ -17,7 +17,8 @@ class Knobs(Protocol):
         """The value of each knob in step `step` (0 the first)."""
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """The metrics of the step that has just ended."""
+        """The metrics of the step that has just ended, but for times, which differ by rank. A step
+        that trained nothing lacks most of them."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, for JSON."""

@@ -147,7 +147,7 @@ class Trainer:
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
-        self.knobs.observe(made)
+        self.knobs.observe({name: value for name, value in made.items() if not name.startswith("time/")})
         self.step += 1
         self.elapsed += end - start
         return made
