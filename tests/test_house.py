@@ -223,3 +223,10 @@ def late_attributes(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "cegppo").rglob("*.py")), ids=lambda p: p.name)
 def test_attributes_appear_in_init(path):
     assert not late_attributes(path)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_and_images_of_the_texts_are_there(path):
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
