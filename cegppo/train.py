@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from . import ranks
-from .config import Config
+from .config import Config, is_rule
 from .problems.counts import mean_accuracy
+from .problems.reward import rule_digest
 from .record.run import Record, checkpoint
 from .trainer import Trainer
 from .types import BadInput
@@ -39,6 +40,8 @@ def train(config: Config, show: Any) -> str:
                 f"{config.folder}: not on every machine; a run of several machines needs a folder that all of them see"
             )
         record.note(start_model=trainer.start, start_weights=trainer.start_weights)
+        if is_rule(config.reward):  # a file of the user's, which git may not know
+            record.note(reward_rule=rule_digest(config.reward))
         record.rewind(trainer.step or -1)  # nothing is kept of a run that never saved a checkpoint
         show.start(config, config.folder, trainer.step)
         if config.updates_per_step == 1:

@@ -371,3 +371,21 @@ def test_help_and_print(tiny):
     assert lines["seed"].split() == ["4", "#", "command", "line"]
     assert lines["loss.beta2"].split()[0] == "1.0" and lines["loss.beta2"].endswith("cegppo.yaml")
     assert lines["update.weight_decay"].endswith("# default")
+
+
+def test_knobs_of_every_kind(tiny, tmp_path, monkeypatch):
+    """A knob takes what its default is: a switch, a word, a whole number, a number."""
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path / "losses")])
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "kinds.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Params:\n"
+        "    on: bool = False\n    how: str = 'mean'\n    many: int = 2\n    much: float = 0.5\n\n"
+        "def token_loss(x, p):\n    return -x.advantage_BT * x.logprob_BT, {}\n"
+    )
+    chosen = ["loss.name=kinds", "loss.on=true", "loss.how=max", "loss.many=3", "loss.much=1"]
+    loaded, _ = config.load(tiny, chosen)
+    assert loaded.loss == {"name": "kinds", "on": True, "how": "max", "many": 3, "much": 1.0}
+    assert isinstance(loaded.loss["much"], float)
+    for wrong, kind in (("on=1", "bool"), ("how=2", "str"), ("many=2.5", "int"), ("much=yes_please", "float")):
+        with pytest.raises(BadInput, match=f"command line: loss.{wrong.partition('=')[0]} takes a {kind}, not"):
+            config.load(tiny, ["loss.name=kinds", f"loss.{wrong}"])

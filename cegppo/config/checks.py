@@ -98,12 +98,21 @@ def check_loss(loss: dict[str, Any], steps: int, origin: Origin) -> None:
             raise BadInput(f"{where}: loss '{name}' has no knob 'loss.{key}'{hint}")
         if isinstance(value, list) and (problem := schedule_problem(value, steps)):
             raise BadInput(f"{where}: loss.{key}: {problem}")
-        for number in [v for _, v in value] if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                kind = knobs[key].type
-                raise BadInput(f"{where}: loss.{key} takes a {getattr(kind, '__name__', kind)}, not {number!r}")
-            if problem := _beyond(number, knobs[key]):
-                raise BadInput(f"{where}: loss.{key} {problem}, not {number}")
+        for one in [v for _, v in value] if isinstance(value, list) else [value]:
+            if not _fits(one, knobs[key].default):
+                kind = type(knobs[key].default).__name__
+                raise BadInput(f"{where}: loss.{key} takes a {kind}, not {one!r}")
+            if _numbers(one) and (problem := _beyond(one, knobs[key])):
+                raise BadInput(f"{where}: loss.{key} {problem}, not {one}")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a knob with that default can take the value: a whole number serves as a float."""
+    if isinstance(default, (bool, str)) or isinstance(value, (bool, str)):
+        return type(value) is type(default)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    return isinstance(value, (int, float))
 
 
 # ------------------------------------------------------------------------------- limits of values

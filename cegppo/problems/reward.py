@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import Limits, is_rule
+from ..config import Limits, digest, is_rule
 from ..types import BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader
 
@@ -155,6 +155,11 @@ def rule(source: str) -> Rule:
         hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(there) or 'none'}"
         raise BadInput(f"reward: {name}: no function '{function}'; {hint}")
     return getattr(module, function)
+
+
+def rule_digest(source: str) -> str:
+    """What tells the file of a rule from another version of it."""
+    return digest(Path(source.rpartition(":")[0]).read_text(encoding="utf-8"))
 
 
 def ruled(source: str, rollout: Rollout) -> float:
