@@ -5,6 +5,7 @@ The model is the testbed's own with wider heads (vLLM's CPU attention starts at 
 testbed's heads have 16): the same function of its input, so it answers as the testbed does.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -33,7 +34,8 @@ from ..test_train import Silent, without_times
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SETTINGS = VLLM(memory_share=0.01, max_rows=16)
-RULES = dict(seed=3, max_tokens=40, longest=400)
+RULES = dict(seed=3, max_tokens=40)
+LONGEST = 400
 
 
 def widened(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
@@ -81,7 +83,7 @@ def policy(model):
 
 @pytest.fixture(scope="module")
 def sampler(policy):
-    return VLLMSampler(policy, Sampling(**RULES), settings=SETTINGS)
+    return VLLMSampler(policy, Sampling(**RULES), longest=LONGEST, settings=SETTINGS)
 
 
 def prompts(policy):
@@ -161,7 +163,9 @@ def test_finish_reasons_and_the_length_limit(policy, sampler):
 
 def test_stop_strings(policy, sampler):
     plain = sampler.sample(prompts(policy), 8, step=0)
-    stopped = sampler.but(stop=["=-", "="]).sample(prompts(policy), 8, step=0)
+    other = copy.copy(sampler)
+    other.stop = ["=-", "="]
+    stopped = other.sample(prompts(policy), 8, step=0)
     assert sum("=" in r.text for r in plain) > 4
     for long, short in zip(plain, stopped):
         assert short.token_ids == long.token_ids[: len(short.token_ids)]
@@ -218,7 +222,7 @@ def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
 
 
 def test_a_temperature_of_its_own(policy):
-    sampler = VLLMSampler(policy, Sampling(**RULES, temperature=0.6), settings=SETTINGS)
+    sampler = VLLMSampler(policy, Sampling(**RULES, temperature=0.6), longest=LONGEST, settings=SETTINGS)
     rollouts = sampler.sample(prompts(policy), 16, step=0)
     assert against(policy, rollouts, temperature=0.6)[0] < 1e-4 < against(policy, rollouts)[1]
     assert all(r.logprobs == () for r in sampler.but(top_p=0.9).sample(prompts(policy), 1, step=0))
@@ -227,7 +231,9 @@ def test_a_temperature_of_its_own(policy):
 def test_fewer_bits(policy):
     """A bfloat16 engine beside a float32 trainer is off by what rounding makes of it, well
     inside the bound for it."""
-    sampler = VLLMSampler(policy, Sampling(**RULES), settings=VLLM(memory_share=0.01, dtype="bfloat16"))
+    sampler = VLLMSampler(
+        policy, Sampling(**RULES), longest=LONGEST, settings=VLLM(memory_share=0.01, dtype="bfloat16")
+    )
     largest, mean = against(policy, sampler.sample(prompts(policy), 64, step=0))
     print(f"bfloat16: mean {mean:.4f}, largest {largest:.4f}")
     assert 1e-3 < mean < default_max_mismatch(policy, VLLM(dtype="bfloat16")) / 2 < 0.1
