@@ -168,8 +168,6 @@ class Ledger:
         seen.direction, entropy = self._probe_gradient()
         seen.theta = [local(p.detach()).clone() for p in self.parameters]
         self.entropy.append(entropy)
-        if self.parts is not None:
-            self.parts.before(clip)
         self.seconds += time.perf_counter() - start
 
     def after(self) -> None:
@@ -178,7 +176,7 @@ class Ledger:
         seen = self.seen[-1]
         seen.sums |= self._take_apart(seen)
         if self.parts is not None:
-            self.apart |= self.parts.after(self._probe_entropy, self.entropy[-1])
+            self.apart |= self.parts.after(present(seen.theta), seen.clip, self._probe_entropy, self.entropy[-1])
         if not self.exact:
             now = [local(p.detach()).clone() for p in self.parameters]
             self._influence(seen, None)

@@ -36,14 +36,12 @@ def fresh_gradients(parameters: list[Tensor]) -> Iterator[None]:
 
 
 class Parts:
-    """`watch` for each micro-batch, `before` and `after` around the optimizer's step."""
+    """`watch` for each micro-batch, `after` when the optimizer has stepped."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, rule: ClassRule, total: Callable[[Any], Any]):
         self.optimizer, self.rule, self.total = optimizer, rule, total
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         self.gradients: dict[str, list[Tensor]] = {}  # by "class.side", and "other"
-        self.clip = 1.0  # what gradient-norm clipping multiplied the gradient by
-        self.theta: list[Tensor] = []  # parameters before the step
 
     def watch(self, logprob_N: Tensor, entropy_N: Tensor, x: TokenBatch, w: Weights) -> None:
         """Backward passes of one micro-batch from its statistics, by cell; the graph is kept."""
@@ -69,28 +67,25 @@ class Parts:
                 have = self.gradients.get(name)
                 self.gradients[name] = made if have is None else [a + b for a, b in zip(have, made)]
 
-    def before(self, clip: float) -> None:
-        """After the backward passes and the clipping by factor `clip`, before the step."""
-        self.clip = clip
-        self.theta = [local(p.detach()).clone() for p in self.parameters]
-
-    def after(self, entropy: Callable[[], float], before: float) -> dict[str, float]:
-        """After the step: metrics (docs/metrics.md). `entropy()` measures the probe's, which was
-        `before` it. Leaves the parameters as they are."""
+    def after(self, theta: list[Tensor], clip: float, entropy: Callable[[], float], before: float) -> dict[str, float]:
+        """After the step: metrics (docs/metrics.md). `theta`: the parameters before it. `clip`:
+        what gradient-norm clipping multiplied the gradient by. `entropy()` measures the probe's,
+        which was `before` it. Leaves the parameters as they are."""
         now = [local(p.detach()).clone() for p in self.parameters]
         whole: list[Tensor] = []
         parts: dict[str, list[Tensor]] = {name: [] for name in (*self.gradients, "momentum", "decay")}
-        for i, (p, theta) in enumerate(zip(self.parameters, self.theta)):
-            slope = Slope.of(self.optimizer, p, theta)
-            whole.append(slope.gradient / self.clip)
+        for i, (p, was) in enumerate(zip(self.parameters, theta)):
+            slope = Slope.of(self.optimizer, p, was)
+            whole.append(slope.gradient / clip)
             for name, gradient in self.gradients.items():
-                parts[name].append(slope.at_once * self.clip * gradient[i])
+                parts[name].append(slope.at_once * clip * gradient[i])
             parts["momentum"].append(slope.carried)
             parts["decay"].append(slope.shrunk)
         norm = lambda values: self.total(dot(values, values)) ** 0.5
         whole_norm = max(norm(whole), 1e-30)
-        left = [g.double() - sum(v[i] for v in self.gradients.values()) for i, g in enumerate(whole)]
-        made = {"ledger/gradient_residual": norm(left) / whole_norm}
+        # One parameter at a time: all of them in float64 would be two buffers more.
+        left = (g.double() - sum(v[i] for v in self.gradients.values()) for i, g in enumerate(whole))
+        made = {"ledger/gradient_residual": self.total(sum(dot([v], [v]) for v in left)) ** 0.5 / whole_norm}
         norms = {cell: norm(gradient) for cell, gradient in self.gradients.items()}
         for cell, gradient in self.gradients.items():
             key = cell.replace(".", "_")
@@ -101,7 +96,7 @@ class Parts:
         for name in (*CLASSES[1:], *REST):
             mine = [part for key, part in parts.items() if key.split(".")[0] == name]
             if mine:
-                put(self.parameters, [theta + sum(values) for theta, *values in zip(self.theta, *mine)])
+                put(self.parameters, [was + sum(values) for was, *values in zip(theta, *mine)])
             made[f"ledger/measured_{name}"] = entropy() - before if mine else 0.0
         put(self.parameters, now)
         return made

@@ -34,7 +34,8 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
     if config.advantage.kind == "gae":
         made["critic"] = (8 + moments) * decoder
     if config.diagnostics.every:  # parameters before and after an update, and a direction
-        # Its parts: nine cells' gradients, the same scaled, and five more of that size.
+        # Its parts: nine cells' gradients, the same scaled; the step in three, and the
+        # parameters twice.
         made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * parameters
     made = {name: value / shards for name, value in made.items()}
     rows = -(-config.prompts_per_step * config.group_size // config.updates_per_step // shards)
