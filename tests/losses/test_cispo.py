@@ -13,10 +13,3 @@ def test_weight_and_value_in_every_cell():
 
 def test_at_ratio_one_it_is_reinforce():
     assert_reinforce_at_ratio_one("cispo")
-
-
-def test_it_states_its_bounds():
-    x = one_row(CELLS)
-    _, _, facts = evaluated("cispo", x, eps_low=0.1, eps_high=0.3)
-    torch.testing.assert_close(facts["clip_low"], torch.full_like(x.mask_BT, 0.9))
-    torch.testing.assert_close(facts["clip_high"], torch.full_like(x.mask_BT, 1.3))

@@ -133,3 +133,11 @@ def test_bounds_are_stated_on_both_sides_or_not_at_all(name):
     assert ("clip_low" in facts) == ("clip_high" in facts)
     if "clip_low" in facts:
         assert (facts["clip_low"] < 1).all() and (facts["clip_high"] > 1).all()
+
+
+@pytest.mark.parametrize("name", ["cegppo", "cispo", "ppo_clip"])
+def test_a_loss_that_clips_a_token_s_ratio_states_where(name):
+    x = one_row(CELLS)
+    _, _, facts = evaluated(name, x, eps_low=0.1, eps_high=0.3)
+    torch.testing.assert_close(facts["clip_low"], torch.full_like(x.mask_BT, 0.9))
+    torch.testing.assert_close(facts["clip_high"], torch.full_like(x.mask_BT, 1.3))
