@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     overrides: dict[str, Any] = dict(
         nargs="*", metavar="key=value", help="any key of the configuration, e.g. method=grpo seed=1 update.lr=3e-5"
     )
+    results: dict[str, Any] = dict(
+        default="results", metavar="DIR", help="the root of the run folders (default: results)"
+    )
 
     train = verbs.add_parser(
         "train", help="train one run, or continue it",
@@ -107,9 +110,7 @@ def parser() -> argparse.ArgumentParser:
             "Numbers that README.md and docs/ quote between markers are written anew."
         ),
     )  # fmt: skip
-    figures.add_argument(
-        "--results", default="results", metavar="DIR", help="the root of the run folders (default: results)"
-    )
+    figures.add_argument("--results", **results)
     figures.add_argument("--only", nargs="+", metavar="NAME", help="which figures (default: all but the demo's)")
 
     keep = verbs.add_parser(
@@ -121,9 +122,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )  # fmt: skip
     keep.add_argument("sweep", metavar="SWEEP|FOLDER", help="a sweep's file, its name, or its folder of runs")
-    keep.add_argument(
-        "--results", default="results", metavar="DIR", help="the root of the run folders (default: results)"
-    )
+    keep.add_argument("--results", **results)
 
     report = verbs.add_parser(
         "report", help="one self-contained page about a run",
@@ -147,9 +146,7 @@ def parser() -> argparse.ArgumentParser:
     advise.add_argument(
         "target", metavar="TARGET", nargs="?", help="wanted change of entropy at the end of such a run, nats: +0.1"
     )
-    advise.add_argument(
-        "--results", default="results", metavar="DIR", help="where recorded sweeps are looked for (default: results)"
-    )
+    advise.add_argument("--results", **results)
     return root
 
 
@@ -165,7 +162,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {missing}", file=sys.stderr)
         return 2
     if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
-        return VERBS[options.verb](options)
+        from analysis.load import Missing
+
+        try:
+            return VERBS[options.verb](options)
+        except Missing as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     from cegppo import ranks
     from cegppo.types import BadInput
 
@@ -297,18 +300,14 @@ def verb_keep(options: argparse.Namespace) -> int:
 
 
 def verb_report(options: argparse.Namespace) -> int:
-    from analysis import load, report
+    from analysis import report
 
-    try:
-        print(report.write(Path(options.folder)))
-    except load.Missing as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(report.write(Path(options.folder)))
     return 0
 
 
 def verb_advise(options: argparse.Namespace) -> int:
-    from analysis import advise, load
+    from analysis import advise
 
     try:
         target = None if options.target is None else float(options.target)
@@ -317,11 +316,7 @@ def verb_advise(options: argparse.Namespace) -> int:
     except ValueError:
         print(f"error: advise: TARGET '{options.target}' is not a number of nats, e.g. +0.1", file=sys.stderr)
         return 2
-    try:
-        print(advise.text(Path(options.folder), Path(options.results), target))
-    except load.Missing as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(advise.text(Path(options.folder), Path(options.results), target))
     return 0
 
 

@@ -15,7 +15,6 @@ import pandas as pd
 from . import evolution, ledger, load, stats
 
 SIDES = ("low", "high")
-SQUARE = np.array([[0.0, 0.0], [1.0, 1.0]])  # the β there are
 PREFERRED = np.array([0.5, 1.0])  # the paper's choice
 Triple = tuple[float, float, float]  # mean, low, high
 

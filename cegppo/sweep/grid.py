@@ -278,10 +278,8 @@ def run_all(sweep: Sweep, work: Any, show: Any) -> tuple[int, list[Run]]:
     `show(states)` is called about twice a second with [(run, state)], state being waiting | running
     | finished | failed | stopped.
     """
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # also where a shell that starts this in the background has Ctrl-C ignored
+    # Also where a shell that starts this in the background has Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     start = launch.launcher(sweep.launcher, sweep.gpus, sweep.slurm).start
     states: dict[int, str] = {}  # by id of a run; one that is not here is finished already, or waiting
