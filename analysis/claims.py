@@ -19,12 +19,13 @@ from .evolution import WINDOW, ends
 
 FILE = Path(__file__).resolve().parent.parent / "sweeps" / "claims.yaml"
 COMMON = {"claim": str, "source": str, "experiment": str, "test": str, "metric": str, "window": str}
-OPTIONAL = {"seeds": int, "seen": bool}
+OPTIONAL = {"seeds": int, "seen": bool, "family": str}
 NUMBER = (int, float)
 TESTS: dict[str, dict[str, tuple[Any, bool]]] = {  # keys that each test takes besides; True: must be there
     "difference": {"arm": (str, True), "than": (str, True), "expect": (str, True)},
     "trend": {"over": (dict, True), "expect": (str, True)},
     "no_worse": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, True)},
+    "within": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, True)},
     "bound": {"arm": (str, True), "than": (str, False), "at_most": (NUMBER, False), "at_least": (NUMBER, False)},
 }
 WINDOWS = {"benchmarks": ("last", "best"), "metric": ("last", "whole", "rise", "max")}
@@ -43,6 +44,7 @@ class Claim:
     window: str
     seeds: int
     seen: bool = False
+    family: str = "paper"  # the claims that are corrected together
     arm: str = ""
     than: str = ""
     over: dict[str, float] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class Claim:
         """Side on which the claim puts the mean, and of what."""
         if self.test == "no_worse":
             return "above", -self.margin
+        if self.test == "within":
+            return "within", self.margin
         if self.test == "bound":
             return ("below", self.at_most) if self.at_most is not None else ("above", self.at_least or 0.0)
         return self.expect, 0.0
@@ -188,7 +192,7 @@ def decide(results: Path, claim: Claim) -> Verdict:
     if not np.isfinite(values).all():  # a run that diverged decides a bound, and nothing else
         return Verdict("not held" if claim.test == "bound" else "undecided", np.nan, np.nan, np.nan, len(values))
     mean, low, high = (float(np.exp(x)) if claim.ratio else x for x in stats.mean_over_seeds(values))
-    side = stats.side(low, high, bound)
+    side = stats.band(low, high, bound) if wanted == "within" else stats.side(low, high, bound)
     return Verdict(
         "undecided" if side == "undecided" else "held" if side == wanted else "not held", mean, low, high, len(values)
     )
@@ -206,4 +210,5 @@ def describe(claim: Claim) -> str:
         "max": f"{claim.metric}, largest",
     }[claim.window]
     pair = "slope over " + ", ".join(claim.over) if claim.over else f" {'/' if claim.ratio else '−'} ".join(claim.arms)
-    return f"{claim.experiment}: {pair}; {what}; {'>' if wanted == 'above' else '<'} {bound:g}"
+    sign = {"above": ">", "below": "<", "within": "within ±"}[wanted]
+    return f"{claim.experiment}: {pair}; {what}; {sign} {bound:g}"

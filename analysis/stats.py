@@ -104,6 +104,14 @@ def side(low: float, high: float, bound: float = 0.0) -> str:
     return "above" if low > bound else "below" if high < bound else "undecided"
 
 
+def band(low: float, high: float, margin: float) -> str:
+    """`within` when a whole interval lies inside ±margin, `outside` when it lies wholly outside on
+    one side, else `undecided`. Two one-sided tests at half the level's error each."""
+    if -margin < low and high < margin:
+        return "within"
+    return "outside" if low > margin or high < -margin else "undecided"
+
+
 def avg_at_k(k: int, correct: np.ndarray) -> float:
     """Mean accuracy from the correct ones among k samples of each problem."""
     return float(np.mean(correct) / k)

@@ -105,6 +105,22 @@ def test_no_worse(tmp_path):
     assert [claims.decide(tmp_path, c).verdict for c in stated] == ["held", "not held"]
 
 
+def test_within(tmp_path):
+    arm(tmp_path, "grpo", 0.5)
+    for name, level, noise in (
+        ("near", 0.52, NOISE),
+        ("edge", 0.52, -NOISE),
+        ("far", 0.6, NOISE),
+        ("below", 0.4, NOISE),
+    ):
+        arm(tmp_path, name, level, noise=noise)
+    verdict = lambda name, margin: (
+        claims.decide(tmp_path, claim(f"test: within; arm: {name}; than: grpo; margin: {margin}", tmp_path)).verdict
+    )
+    assert [verdict(name, 0.03) for name in ("near", "far", "below")] == ["held", "not held", "not held"]
+    assert verdict("edge", 0.021) == "undecided" and verdict("edge", 0.3) == "held"
+
+
 def test_bound(tmp_path):
     arm(tmp_path, "a", 1.5, key="grad/norm")
     arm(tmp_path, "b", 1.0, key="grad/norm")
