@@ -7,6 +7,7 @@ a verdict only when the whole interval lies on one side of the bound.
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,9 @@ from . import load, stats
 from .evolution import WINDOW, ends
 
 FILE = Path(__file__).resolve().parent.parent / "sweeps" / "claims.yaml"
-COMMON = {"claim": str, "source": str, "experiment": str, "test": str, "metric": str, "window": str}
+COMMON: dict[str, Any] = {
+    "claim": str, "source": str, "stated": datetime, "experiment": str, "test": str, "metric": str, "window": str,
+}  # fmt: skip
 OPTIONAL = {"seeds": int, "seen": bool, "family": str}
 NUMBER = (int, float)
 TESTS: dict[str, dict[str, tuple[Any, bool]]] = {  # keys that each test takes besides; True: must be there
@@ -38,6 +41,7 @@ class Claim:
     name: str
     claim: str
     source: str
+    stated: datetime
     experiment: str
     test: str
     metric: str
@@ -75,13 +79,25 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`verdict` is held, not held or undecided; mean and interval over `n` seeds."""
+    """`verdict` is held, not held or undecided; mean and interval over `n` seeds, and the least α
+    at which the verdict would be given (NaN: no interval)."""
 
     verdict: str
     mean: float
     low: float
     high: float
     n: int
+    p: float = np.nan
+
+
+@dataclass(frozen=True)
+class Record:
+    """A verdict with what it rests on."""
+
+    all: Verdict
+    runs: int
+    before: int  # runs that had ended when the claim was stated, or whose end is not known
+    fresh: Verdict | None  # of the seeds all of whose runs ended later; None where those are all, or fewer than two
 
 
 def read(path: Path = FILE) -> list[Claim]:
@@ -177,7 +193,26 @@ def statistic(mine: pd.DataFrame, claim: Claim) -> pd.Series:
 
 def decide(results: Path, claim: Claim) -> Verdict:
     """Hold one claim against the runs. Raises Missing."""
+    return _verdict(claim, by_seed(results, claim))
+
+
+def decide_on_record(results: Path, claim: Claim) -> Record:
+    """The same, and of the seeds that were run after the claim was stated alone. Raises Missing."""
     table = by_seed(results, claim)
+    ends: dict[int, list[datetime | None]] = {seed: [] for seed in table.index}
+    for folder in load.run_folders(results / claim.experiment):
+        seed = int(folder.name.removeprefix("seed"))
+        if folder.parent.name in claim.arms and seed in ends:
+            end = load.meta(folder).get("end")
+            ends[seed].append(datetime.fromisoformat(end) if end else None)
+    late = {seed: [end is not None and end > claim.stated for end in of] for seed, of in ends.items()}
+    fresh = [seed for seed, after in late.items() if all(after)]
+    alone = _verdict(claim, table.loc[fresh]) if 2 <= len(fresh) < len(table) else None
+    flags = [flag for after in late.values() for flag in after]
+    return Record(_verdict(claim, table), len(flags), flags.count(False), alone)
+
+
+def _verdict(claim: Claim, table: pd.DataFrame) -> Verdict:
     if claim.test == "trend":
         values = stats.slope(table[list(claim.over)].to_numpy(), np.array(list(claim.over.values())))
     elif claim.ratio:
@@ -185,17 +220,33 @@ def decide(results: Path, claim: Claim) -> Verdict:
             raise load.Unreadable(
                 f"claim '{claim.name}': a ratio needs positive numbers, and {claim.metric} has others"
             )
-        values = np.log((table[claim.arm] / table[claim.than]).to_numpy())  # a ratio and its inverse weigh the same
+        with np.errstate(divide="ignore"):  # of a reference that is infinite
+            values = np.log((table[claim.arm] / table[claim.than]).to_numpy())  # a ratio and its inverse weigh the same
     else:
         values = (table[claim.arm] - table[claim.than] if claim.than else table[claim.arm]).to_numpy()
     wanted, bound = claim.target
-    if not np.isfinite(values).all():  # a run that diverged decides a bound, and nothing else
-        return Verdict("not held" if claim.test == "bound" else "undecided", np.nan, np.nan, np.nan, len(values))
+    if not np.isfinite(values).all():  # an arm that diverged decides a bound, a reference that did decides nothing
+        whole = not claim.than or bool(np.isfinite(table[claim.than]).all())
+        decided = "not held" if claim.test == "bound" and whole else "undecided"
+        return Verdict(decided, np.nan, np.nan, np.nan, len(values))
     mean, low, high = (float(np.exp(x)) if claim.ratio else x for x in stats.mean_over_seeds(values))
     side = stats.band(low, high, bound) if wanted == "within" else stats.side(low, high, bound)
-    return Verdict(
-        "undecided" if side == "undecided" else "held" if side == wanted else "not held", mean, low, high, len(values)
-    )
+    p = stats.p_value(values, float(np.log(bound)) if claim.ratio else bound, inside=wanted == "within")
+    verdict = "undecided" if side == "undecided" else "held" if side == wanted else "not held"
+    return Verdict(verdict, mean, low, high, len(values), p)
+
+
+def corrected(stated: list[Claim], found: list[Verdict | None]) -> list[str]:
+    """Each claim's verdict when Holm's correction takes its family together: undecided unless the
+    adjusted p is below 1 − stats.LEVEL; "" where there is none."""
+    made = ["" if verdict is None else verdict.verdict for verdict in found]
+    for family in {claim.family for claim in stated}:
+        of = [i for i, claim in enumerate(stated) if claim.family == family]
+        adjusted = stats.holm([np.nan if (v := found[i]) is None else v.p for i in of])
+        for i, p in zip(of, adjusted):
+            if np.isfinite(p) and p >= 1 - stats.LEVEL:
+                made[i] = "undecided"
+    return made
 
 
 def describe(claim: Claim) -> str:

@@ -2,10 +2,13 @@
 (arXiv 2505.22617) fitted to them.
 
 A point is a run at an evaluated step: the benchmarks' mean accuracy against the policy entropy
-there. The law is fitted by least squares; a, b and the band are from a bootstrap over whole runs. A
-run that two sweeps share counts once. The law is said to fit when a > 0 and the residuals of no
-evaluated step are off zero; and the steps apart, it is asked what entropy says about which run ends
-up better.
+there. A run that two sweeps share counts once. All runs start from one policy and its one
+evaluation, so the start is one point, drawn and not fitted: nothing over seeds can be said of it.
+The law is fitted by least squares to the trained steps of each seed by themselves, since runs of
+one seed are not independent (same prompts); a, b, R² and the mean residuals are means over seeds
+with their t intervals. The law is refuted when a is below 0, or when the residuals of an evaluated
+step are off zero after Holm's correction for the number of steps, and undecided when the sign of a
+is. And the steps apart, it is asked what entropy says about which run ends up better.
 """
 
 from pathlib import Path
@@ -25,50 +28,57 @@ def draw(results: Path) -> None:
     found = [name for name in WHERE_RECORDED if (results / name).is_dir()]
     points = pd.concat([of_sweep(results, name) for name in SWEEPS + found], ignore_index=True)
     points = once(points)
-    fits = bootstrap(points)
-    (a, b), bounds = fits[0], np.quantile(fits[1:], [0.025, 0.975], axis=0)
-    points["residual"] = points["accuracy"] - (b - a * np.exp(points["entropy"]))
+    start, points = points[points["step"] == 0].mean(numeric_only=True), points[points["step"] > 0]
+    fits = pd.DataFrame({seed: fit(rows) for seed, rows in points.groupby("seed")}).T
+    (a, a_low, a_high), (b, b_low, b_high), (r2, *_) = (stats.mean_over_seeds(fits[name]) for name in ("a", "b", "r2"))
+    points["residual"] = residual(points, fits)
+    by_seed = points.groupby(["step", "seed"])["residual"].mean().unstack()
+    steps = {step: stats.mean_over_seeds(row) for step, row in by_seed.iterrows()}
+    adjusted = stats.holm([stats.p_value(row) for _, row in by_seed.iterrows()])
+    off = [str(step) for step, p in zip(steps, adjusted) if p < 1 - stats.LEVEL]
+    against = ["a is below 0"] * int(a_high < 0) + [f"residuals are off zero at step {', '.join(off)}"] * bool(off)
+    verdict = "refuted" if against else "not refuted" if a_low > 0 else "undecided"
     ends = points[points["step"] == points["step"].max()]
-    steps = {step: stats.bootstrap_mean([rows["residual"]]) for step, rows in points.groupby("step")}
-    off = [str(step) for step, (_, low, high) in steps.items() if low > 0 or high < 0]
-    against = ["a is not above 0"] * int(bounds[0, 0] <= 0) + [
-        f"residuals are off zero at step {', '.join(off)}"
-    ] * bool(off)
-    verdict = "does not fit" if against else "fits"
-    r2 = 1 - points["residual"].var() / points["accuracy"].var()
-    along = -np.corrcoef(np.exp(ends["entropy"]), ends["accuracy"])[0, 1]
+    along = [-np.corrcoef(np.exp(rows["entropy"]), rows["accuracy"])[0, 1] for _, rows in ends.groupby("seed")]
     text = [
         (
             f"R = −a·exp(H) + b: {verdict}{': ' * bool(against)}{' and '.join(against)}; {points['run'].nunique()}"
-            f" runs, {len(points)} points"
+            f" runs, {len(points)} points, {len(fits)} seeds, each fitted by itself"
         ),
+        f"a = {a:.3f} [{a_low:.3f}, {a_high:.3f}]   b = {b:.3f} [{b_low:.3f}, {b_high:.3f}]   R² = {r2:.2f}",
+        *(
+            f"mean residual at step {step!s}: {evolution.show(triple, signed=True)}, p {p:.2g} (Holm)"
+            for (step, triple), p in zip(steps.items(), adjusted)
+        ),
+        f"the start, one evaluation: {start['accuracy'] - (b - a * np.exp(start['entropy'])):+.3f}, not fitted",
         (
-            f"a = {a:.3f} [{bounds[0, 0]:.3f}, {bounds[1, 0]:.3f}]   b = {b:.3f} [{bounds[0, 1]:.3f},"
-            f" {bounds[1, 1]:.3f}]   R² = {r2:.2f}"
+            f"at the last step alone, {len(ends)} runs: correlation of −exp(H) and accuracy within a seed"
+            f" {evolution.show(stats.mean_over_seeds(np.array(along)), signed=True)}"
         ),
-        *(f"mean residual at step {step!s}: {evolution.show(triple, signed=True)}" for step, triple in steps.items()),
-        f"at the last step alone, over {len(ends)} runs: correlation of −exp(H) and accuracy {along:+.2f}",
     ]
     print(*text, sep="\n")
 
     figure, (law, rest) = plt.subplots(1, 2, figsize=(9.6, 4.2), constrained_layout=True)
+    law.scatter(start["entropy"], start["accuracy"], s=40, marker="*", color="black", label="the start, not fitted")
     shades = plt.get_cmap("cividis")(np.linspace(0, 0.9, len(steps)))
     for (step, rows), shade, marker in zip(points.groupby("step"), shades, MARKERS):
         look = dict(s=14, marker=marker, color=[shade], edgecolor="#333333", linewidth=0.3)
         law.scatter(rows["entropy"], rows["accuracy"], label=f"step {step!s}", **look)
         rest.scatter(rows["entropy"], rows["residual"], **look)
-    x = np.linspace(points["entropy"].min(), points["entropy"].max(), 100)
-    lines = fits[1:, 1:] - fits[1:, :1] * np.exp(x)
-    law.fill_between(x, *np.quantile(lines, [0.025, 0.975], axis=0), color="#888888", alpha=0.35, linewidth=0)
+    x = np.linspace(points["entropy"].min(), max(points["entropy"].max(), start["entropy"]), 100)
+    lines = fits["b"].to_numpy()[:, None] - fits["a"].to_numpy()[:, None] * np.exp(x)
+    bounds = np.transpose([stats.mean_over_seeds(at)[1:] for at in lines.T])
+    law.fill_between(x, *bounds, color="#888888", alpha=0.35, linewidth=0)
     law.plot(x, b - a * np.exp(x), color="black", label=f"−{a:.2f}·exp(H) + {b:.2f}, R² = {r2:.2f}")
     rest.axhline(0, color="black", linewidth=1)
     law.set(title=f"R = −a·exp(H) + b: {verdict}", xlabel="policy entropy, nats per token", ylabel="benchmark accuracy")
     rest.set(title="Residuals", xlabel="policy entropy, nats per token", ylabel="accuracy less the law")
-    style.legend(figure, len(steps) + 1, law)
+    style.legend(figure, len(steps) + 2, law)
     style.caption(
         figure,
         f"testbed, {points['run'].nunique()} runs of {len(SWEEPS + found)} sweeps, {evolution.seeds(points)} an arm;"
-        f" entropy: mean of {evolution.WINDOW} steps up to the evaluated one; band: 95 % bootstrap over runs",
+        f" entropy: mean of {evolution.WINDOW} steps up to the evaluated one;\nline and band: mean and 95 % t interval"
+        f" of {len(fits)} fits, one a seed",
     )
     print(f"\nfigure: {style.save(figure, results, 'law')}")
 
@@ -107,13 +117,15 @@ def once(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["run"].isin(course.drop_duplicates().index)].reset_index(drop=True)
 
 
-def bootstrap(points: pd.DataFrame, draws: int = 2000) -> np.ndarray:
-    """(a, b) of the fit to all runs, then of fits to runs drawn with replacement; shape [1 +
-    draws, 2]."""
-    x = -np.exp(points["entropy"])
-    of_points = pd.DataFrame({"n": 1.0, "x": x, "y": points["accuracy"], "xx": x * x, "xy": x * points["accuracy"]})
-    sums = of_points.groupby(points["run"]).sum().to_numpy()
-    counts = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    n, x, y, xx, xy = (np.vstack([np.ones(len(sums)), counts]) @ sums).T
-    a = (n * xy - x * y) / (n * xx - x * x)
-    return np.stack([a, (y - a * x) / n], axis=1)
+def fit(points: pd.DataFrame) -> pd.Series:
+    """(a, b, r2) of R = b − a·exp(H), by least squares."""
+    x, y = -np.exp(points["entropy"]), points["accuracy"]
+    a = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+    b = y.mean() - a * x.mean()
+    return pd.Series({"a": a, "b": b, "r2": 1 - ((y - b - a * x) ** 2).sum() / ((y - y.mean()) ** 2).sum()})
+
+
+def residual(points: pd.DataFrame, fits: pd.DataFrame) -> pd.Series:
+    """Accuracy less the law fitted to the point's own seed."""
+    of = fits.loc[points["seed"]].set_index(points.index)
+    return points["accuracy"] - (of["b"] - of["a"] * np.exp(points["entropy"]))

@@ -76,15 +76,51 @@ def mean_over_seeds(values: np.ndarray | pd.Series, level: float = LEVEL) -> tup
 
 def t_quantile(p: float, df: int) -> float:
     """Quantile p > 0.5 of Student's t with `df` degrees of freedom."""
-    # P(0 < T < t) is ∝ ∫ cos(θ)^(df − 1) up to θ = arctan(t / √df): smooth and bounded, so 64 Gauss
-    # points are exact to 1e-12.
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    area = lambda angle: angle / 2 * (weights @ np.cos(angle / 2 * (nodes + 1)) ** (df - 1))
+    area = _t_area(df)
     low, high, target = 0.0, np.pi / 2, (2 * p - 1) * area(np.pi / 2)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if area(middle) < target else (low, middle)
     return float(np.sqrt(df) * np.tan(low))
+
+
+def t_outside(t: float, df: int) -> float:
+    """Probability that Student's t with `df` degrees of freedom is further from 0 than t ≥ 0: the
+    p-value of a two-sided test."""
+    area = _t_area(df)
+    return float(1 - area(np.arctan(t / np.sqrt(df))) / area(np.pi / 2))
+
+
+def _t_area(df: int) -> Callable[[float], float]:
+    """∝ P(0 < T < t), as a function of arctan(t / √df)."""
+    # P(0 < T < t) is ∝ ∫ cos(θ)^(df − 1) up to θ = arctan(t / √df): smooth and bounded, so 64 Gauss
+    # points are exact to 1e-12.
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return lambda angle: angle / 2 * (weights @ np.cos(angle / 2 * (nodes + 1)) ** (df - 1))
+
+
+def p_value(values: np.ndarray | pd.Series, bound: float = 0.0, inside: bool = False) -> float:
+    """The least α whose 1 − α t interval of the mean over seeds decides on which side of `bound`
+    the mean lies; `inside`: whether it lies within ±bound or beyond. NaN where no interval is to
+    be had."""
+    values = np.asarray(values, float)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return np.nan
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / np.sqrt(len(values))
+    distance = abs(bound - (abs(mean) if inside else mean))
+    return float(distance == 0) if error == 0 else t_outside(distance / error, len(values) - 1)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p-values (1979), in the order given; NaN stays NaN and does not count. A
+    verdict at adjusted p < α keeps the chance of one false verdict among all below α."""
+    p = np.asarray(p_values, float)
+    order = [i for i in np.argsort(p, kind="stable") if np.isfinite(p[i])]
+    made, largest = np.full(len(p), np.nan), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        made[i] = largest
+    return made
 
 
 def paired(first: pd.Series, second: pd.Series) -> pd.Series:

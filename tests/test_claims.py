@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import pytest
 import scipy.stats
 import yaml
 
-from analysis import claims, fig_claims, fig_table1, load
+from analysis import claims, fig_claims, fig_table1, load, stats
 from cegppo.sweep import grid
 
 ROOT = Path(__file__).resolve().parent.parent
+STATED = datetime(2026, 1, 1, tzinfo=UTC)
 NOISE = np.array([0.0, 0.02, -0.01, 0.01, -0.02])
 HEAD = (
-    "seeds: 5\nclaims:\n  one:\n    claim: c\n    source: s\n    experiment: e\n    metric: entropy/mean\n    window:"
-    " last\n"
+    "seeds: 5\nclaims:\n  one:\n    claim: c\n    source: s\n    stated: 2026-01-01T00:00:00Z\n    experiment: e\n"
+    "    metric: entropy/mean\n    window: last\n"
 )
 
 
@@ -80,7 +82,7 @@ def test_windows(tmp_path):
     record(tmp_path / "e" / "a" / "seed0", {"entropy/mean": list(range(12))}, {0: 0.9, 6: 0.8, 9: 0.8, 12: 0.3})
     number = lambda metric, window: claims.statistic(
         (load.evaluations if metric == "benchmarks" else load.metrics)(tmp_path, "e", ["a"]),
-        claims.Claim("n", "c", "s", "e", "bound", metric, window, 2),
+        claims.Claim("n", "c", "s", STATED, "e", "bound", metric, window, 2),
     )[0]
     assert [number("entropy/mean", w) for w in ("last", "whole", "rise", "max")] == [9, 5.5, 7, 11]
     assert number("benchmarks", "last") == pytest.approx(0.3) and number("benchmarks", "best") == pytest.approx(0.8)
@@ -103,6 +105,60 @@ def test_no_worse(tmp_path):
     stated = [claim(text.format(name), tmp_path) for name in ("equal", "worse")]
     stated = [claims.Claim(**{**vars(c), "metric": "benchmarks"}) for c in stated]
     assert [claims.decide(tmp_path, c).verdict for c in stated] == ["held", "not held"]
+
+
+def test_p_value_is_the_level_at_which_the_verdict_turns():
+    values = 0.05 + NOISE
+    assert stats.p_value(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+    for bound, inside in ((0.0, False), (0.03, False), (0.08, True), (0.03, True)):
+        p = stats.p_value(values, bound, inside)
+        for level, decided in ((1 - p - 1e-6, True), (1 - p + 1e-6, False)):
+            low, high = stats.mean_over_seeds(values, level)[1:]
+            side = stats.band(low, high, bound) if inside else stats.side(low, high, bound)
+            assert (side != "undecided") == decided
+    assert np.isnan(stats.p_value(np.array([0.1]))) and np.isnan(stats.p_value(np.array([0.1, np.inf])))
+
+
+def test_holm():
+    assert stats.holm([0.01, 0.04, 0.03, np.nan]) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
+    assert stats.holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    rng = np.random.default_rng(0)  # five true nulls: at most one family in twenty with a false verdict
+    families = [any(stats.holm(rng.uniform(size=5)) < 0.05) for _ in range(2000)]
+    assert 0.035 < np.mean(families) < 0.06
+
+
+def test_a_family_is_corrected_together(tmp_path):
+    verdicts = [claims.Verdict("held", 0.1, 0.0, 0.2, 5, p) for p in (0.001, 0.03)]
+    one = claim("test: difference; arm: a; than: b; expect: above", tmp_path)
+    other = claims.Claim(**{**vars(one), "family": "map"})
+    assert claims.corrected([one, one, other], [*verdicts, verdicts[1]]) == ["held", "held", "held"]
+    assert claims.corrected([one] * 3, [*verdicts, verdicts[1]]) == ["held", "undecided", "undecided"]
+    assert claims.corrected([one, one], [verdicts[1], None]) == ["held", ""]
+
+
+def test_seeds_that_were_run_after_the_claim_was_stated_stand_alone(tmp_path):
+    arm(tmp_path, "high", 1.0, noise=2 * NOISE)
+    arm(tmp_path, "low", 0.9)
+    stated = claim("test: difference; arm: high; than: low; expect: above", tmp_path)
+    year = {0: 2025, 1: 2027, 2: 2027, 3: 2027, 4: 2027}
+    for folder in (tmp_path / "e").glob("*/seed*"):
+        seed = int(folder.name[4:])
+        if (folder.parent.name, seed) != ("low", 4):  # one run that does not say when it ended
+            (folder / "meta.json").write_text(json.dumps({"end": f"{year[seed]}-01-01T00:00:00+00:00"}))
+    found = claims.decide_on_record(tmp_path, stated)
+    assert (found.runs, found.before) == (10, 3) and found.all == claims.decide(tmp_path, stated)
+    assert found.fresh.n == 3 and found.fresh.mean == pytest.approx(np.mean([0.12, 0.09, 0.11]))
+
+
+def test_a_reference_that_broke_decides_nothing(tmp_path):
+    arm(tmp_path, "a", 1.5, key="grad/norm")
+    arm(tmp_path, "b", 1.0, key="grad/norm")
+    one = claim("test: bound; arm: a; than: b; at_most: 2.0", tmp_path)
+    one = claims.Claim(**{**vars(one), "metric": "grad/norm", "window": "max"})
+    broken = tmp_path / "e" / "b" / "seed3" / "metrics.jsonl"
+    broken.write_text(broken.read_text().replace('"step": 4, "grad/norm": 1.01', '"step": 4, "grad/norm": null'))
+    assert np.isinf(claims.by_seed(tmp_path, one)["b"][3])
+    assert claims.decide(tmp_path, one).verdict == "undecided"
 
 
 def test_within(tmp_path):
@@ -139,7 +195,8 @@ def test_bound(tmp_path):
     arm(tmp_path, "rising", 0.2, slope=0.1)
     assert (
         claims.decide(
-            tmp_path, claims.Claim("n", "c", "s", "e", "bound", "entropy/mean", "rise", 5, arm="rising", at_least=0.0)
+            tmp_path,
+            claims.Claim("n", "c", "s", STATED, "e", "bound", "entropy/mean", "rise", 5, arm="rising", at_least=0.0),
         ).verdict
         == "held"
     )
@@ -242,7 +299,10 @@ def test_the_table_of_claims(tmp_path, capsys):
         and float(row["low"]) < 0.5
         and row["seeds"] == "5"
     )
-    assert "| c † | held | +0.5 [+0.461, +0.539] | 5 |" in (tmp_path / "figures" / "claims.md").read_text()
+    assert (
+        "| c † | one | held | held | +0.5 [+0.461, +0.539] | 5 | 10 of 10 |"
+        in (tmp_path / "figures" / "claims.md").read_text()
+    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -206,18 +206,21 @@ def test_a_missing_metric_and_a_wrong_name_are_said(results, capsys):
 
 
 def test_the_law_by_hand():
-    """Points that lie on 0.9 − 0.2·exp(H) give it back, however runs are drawn; a shared run
-    counts once."""
+    """Points that lie on 0.9 − 0.2·exp(H) give it back; a run that is off its seed's law says by
+    how much; a shared run counts once."""
     entropy = np.linspace(0.2, 0.8, 12)
     points = pd.DataFrame(
         {"run": np.repeat(["a", "b", "c"], 4), "seed": 0, "step": np.tile([0, 1, 2, 3], 3), "entropy": entropy}
     )
     points["accuracy"] = 0.9 - 0.2 * np.exp(entropy)
-    assert fig_law.bootstrap(points) == pytest.approx(np.tile([0.2, 0.9], (2001, 1)))
+    assert dict(fig_law.fit(points)) == pytest.approx({"a": 0.2, "b": 0.9, "r2": 1.0})
+    two = pd.concat([points, points.assign(seed=1, accuracy=points["accuracy"] + 0.1)], ignore_index=True)
+    fits = pd.DataFrame({seed: fig_law.fit(rows) for seed, rows in two.groupby("seed")}).T
+    assert fig_law.residual(two, fits).to_numpy() == pytest.approx(np.zeros(24), abs=1e-12)  # each seed has its own
+    off = two.assign(accuracy=two["accuracy"] + 0.3)
+    assert fig_law.residual(off, fits).to_numpy() == pytest.approx(np.full(24, 0.3))
     copy = points[points["run"] == "b"].assign(run="elsewhere")
     assert sorted(set(fig_law.once(pd.concat([points, copy], ignore_index=True))["run"])) == ["a", "b", "c"]
-    off = points.assign(accuracy=points["accuracy"] + np.where(points["run"] == "a", 0.1, 0))
-    assert fig_law.bootstrap(off)[1:, 0].std() > 0.01
 
 
 def test_what_the_figures_read(results):
