@@ -159,7 +159,7 @@ def foretold(results: Path) -> list[Foretold]:
     """Every arm of the loss `cegppo` that stands in a sweep under `results` beside an arm of
     `ppo_clip` with levers and the same configuration otherwise."""
     made = []
-    for sweep in sorted(path for path in results.glob("*") if path.is_dir()):
+    for sweep in sweeps(results):
         arms: dict[str, list[Path]] = {}
         for folder in load.run_folders(sweep):
             arms.setdefault(folder.parent.name, []).append(folder)
@@ -170,7 +170,7 @@ def foretold(results: Path) -> list[Foretold]:
         pairs = [(r, arm) for r in references for arm in names if names[arm] == "cegppo" and same(first[arm], first[r])]
         if not pairs:
             continue
-        runs = load.metrics(results, sweep.name, sorted({arm for pair in pairs for arm in pair}))
+        runs = load.metrics(sweep.parent, sweep.name, sorted({arm for pair in pairs for arm in pair}))
         for reference, arm in pairs:
             theirs, ours = (runs[runs["arm"] == name] for name in (arm, reference))
             levers, found = read(ours, "ledger/lever"), measured(theirs, ours)
@@ -181,13 +181,21 @@ def foretold(results: Path) -> list[Foretold]:
             mean, low, high = levers.moves(beta_2)
             predicted = (gain * mean, gain * low, gain * high)
             common = len(set(theirs["seed"]) & set(ours["seed"]))
-            made.append(Foretold(sweep.name, reference, arm, beta_2, predicted, found, common))
+            made.append(Foretold(str(sweep.relative_to(results)), reference, arm, beta_2, predicted, found, common))
     return made
 
 
+def sweeps(results: Path) -> list[Path]:
+    """The folders under `results` that hold runs: a sweep's, or a sweep's in one of several
+    experiments (map/coin)."""
+    folders = (path for depth in ("*", "*/*") for path in results.glob(depth) if path.is_dir())
+    return sorted(path for path in folders if load.run_folders(path))
+
+
 def same(one: dict, other: dict) -> bool:
-    """Whether two configurations differ in nothing but the loss's β, and in names."""
-    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb")
+    """Whether two configurations differ in nothing but the loss's β, in names and in what is
+    looked at, which changes no run."""
+    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "diagnostics")
     bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, "loss")}
     clip = lambda settings: {k: v for k, v in settings["loss"].items() if k not in ("name", "beta1", "beta2")}
     return bare(one) == bare(other) and clip(one) == clip(other)

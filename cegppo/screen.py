@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .config import Config
 from .problems.counts import mean_accuracy
+from .types import Verdict
 
 MISSING = float("nan")
 
@@ -76,8 +77,17 @@ class Screen:
 
     def evaluated(self, step: int, rows: list[dict[str, Any]]) -> None:
         parts = [f"{row['benchmark']} {row['avg@' + str(row['k'])]:.3f}" for row in rows]
-        if rows:
-            self.say(f"eval {step}: mean {mean_accuracy(rows):.3f}  " + "  ".join(parts))
+        if not rows:
+            return
+        total = sum(row["n"] * row["k"] for row in rows)
+        share = lambda verdict: sum(row["verdicts"].get(verdict.value, 0) for row in rows) / total
+        # Nothing there to grade: a model that does not box unasked shows it at step 0.
+        parts += [
+            f"{words} {share(verdict):.1%}"
+            for verdict, words in ((Verdict.NO_ANSWER, "no answer"), (Verdict.TRUNCATED, "truncated"))
+            if share(verdict)
+        ]
+        self.say(f"eval {step}: mean {mean_accuracy(rows):.3f}  " + "  ".join(parts))
 
 
 class SweepScreen:

@@ -182,7 +182,7 @@ def test_a_named_model_and_its_keys_in_either_order(tiny):
         assert (loaded.model.path, loaded.model.head_chunk, loaded.rollout.engine) == ("testbed", 10, "hf")
 
 
-PAPER = sorted((ROOT / "experiments" / "paper").glob("*.yaml"))
+PAPER = sorted((ROOT / "experiments" / "paper").glob("*b_*.yaml"))
 
 
 def test_the_papers_experiments_say_what_the_paper_says():
@@ -198,10 +198,14 @@ def test_the_papers_experiments_say_what_the_paper_says():
     added = {
         "reward_values", "rollout.drop_constant_groups", "rollout.prompts_per_round", "update.warmup_steps",
         "update.weight_decay",
-        "update.dual_clip", "update.nll_coef",
+        "update.dual_clip", "update.nll_coef", "prompts_per_step",
     }  # fmt: skip
     assert differ(text, loaded["1.5b_released"]) == differ(loaded["7b_text"], loaded["7b_released"]) == added
     assert differ(text, loaded["7b_text"]) == {"model.path", "eval.max_tokens"}
+    assert (text.prompts_per_step, loaded["1.5b_released"].prompts_per_step) == (256, 128)
+    assert 8 < text.prompts_per_step * text.steps / 30_000 < 11  # "about ten epochs"
+    for method, dual_clip in (("grpo", 10), ("clip_higher", 10), ("gspo", 0), ("cispo", 0)):
+        assert config.load(PAPER[0], [f"method={method}"])[0].update.dual_clip == dual_clip
     released = loaded["7b_released"].update
     assert (released.dual_clip, released.nll_coef, released.warmup_steps, released.weight_decay) == (10.0, 0.1, 10, 0.1)
 

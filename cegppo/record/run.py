@@ -116,8 +116,9 @@ class Record:
         for row in rows:
             append_line(self.folder / "eval.jsonl", {"step": step, **row})
             if self._wandb is not None:
-                numbers = {f"eval/{row['benchmark']}/{k}": v for k, v in row.items() if isinstance(v, float)}
-                self._wandb.log({"step": step, **numbers})
+                shares = {f"verdict/{v}": n / (row["n"] * row["k"]) for v, n in row["verdicts"].items()}
+                numbers = {k: v for k, v in (row | shares).items() if isinstance(v, float)}
+                self._wandb.log({"step": step, **{f"eval/{row['benchmark']}/{k}": v for k, v in numbers.items()}})
         if self._wandb is not None and rows:  # one number for a wandb sweep to look at
             self._wandb.log({"step": step, "eval/mean": mean})
 
