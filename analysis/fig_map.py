@@ -83,8 +83,8 @@ def draw(results: Path) -> None:
     one = regimes[0].arms[MAIN]
     style.caption(
         figure,
-        f"testbed, {len(regimes)} regimes (docs/regimes.md), {_seeds(regimes)} an arm, {_steps(results, regimes)} steps;"
-        f" entropy of the last {evolution.WINDOW} steps, accuracy at the end, less {style.look(one.reference)[0]}'s,"
+        f"testbed, {len(regimes)} regimes (docs/regimes.md), {_seeds(regimes)} an arm, {_steps(results, regimes)}"
+        f" steps; entropy of the last {evolution.WINDOW} steps, accuracy at the end, less {style.look(one.reference)[0]}'s,"
         " paired by seed, mean and 95 % t interval;\nforetold: from GRPO's runs alone, first order; regimes are in its"
         " order, the largest rise on top",
     )
@@ -216,7 +216,7 @@ def _agreement(seen: dict[str, float]) -> str:
     return (
         f"r = {seen['r']:.2f} [{seen['low']:.2f}, {seen['high']:.2f}] (95 %, regimes drawn with replacement), rank"
         f" correlation {seen['rho']:.2f}, slope of measured on foretold {seen['slope']:.2f};"
-        f" {seen['decided']:.0f} measured differences exclude 0, and {seen['right']:.0f} of these have the foretold sign"
+        f" {seen['decided']:.0f} measured differences exclude 0, {seen['right']:.0f} of these have the foretold sign"
     )
 
 
