@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import load, stats, style
+from . import load, numbers, stats, style
 
 WINDOW = 5  # steps of the moving average in every panel but the benchmarks'
 
@@ -164,6 +164,37 @@ def differences(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str]) -> pd.
             row | {name: show(stats.mean_over_seeds(stats.paired(a, b)), signed=True) for name, (a, b) in pairs.items()}
         )
     return pd.DataFrame(rows)
+
+
+def cells(runs: pd.DataFrame, tests: pd.DataFrame, arms: dict[str, str]) -> pd.DataFrame:
+    """What docs quote of a sweep, a row an arm (name: label), the first being the one that the
+    others are compared with: entropy at the ends, by seed and paired, accuracy, length."""
+    of = lambda frame, arm: frame[frame["arm"] == arm]
+    last, first = tests["step"].max(), next(iter(arms))
+    signed = lambda a, b: show(stats.mean_over_seeds(stats.paired(a, b)), signed=True)
+    rows = []
+    for arm, label in arms.items():
+        mine = of(runs, arm)
+        (start, end), score = ends(mine, "entropy/mean"), accuracy_at(of(tests, arm), last)
+        row = {"arm": label, "entropy": f"{start.mean():.3f} → {end.mean():.3f}"}
+        if len(end) <= 5:
+            row["at the end, by seed"] = ", ".join(f"{value:.2f}" for value in end)
+        row |= {"less the first arm": "", f"accuracy, step {last}": show(stats.mean_over_seeds(score)), "less it": ""}
+        if arm != first:
+            row["less the first arm"] = signed(end, ends(of(runs, first), "entropy/mean")[1])
+            row["less it"] = signed(score, accuracy_at(of(tests, first), last))
+        length = ends(mine, "length/mean")[1] if "length/mean" in mine else pd.Series(dtype=float)
+        row["length at the end"] = f"{length.min():.0f} to {length.max():.0f}" if len(length) else ""
+        row["outside, low / high"] = f"{mine['clip/low'].mean():.2%} / {mine['clip/high'].mean():.2%}"
+        rows.append(row | {"seeds": mine["seed"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def block(results: Path, experiment: str, arms: list[str] | dict[str, str]) -> str:
+    """`cells` of a sweep as Markdown. Raises Missing."""
+    named = arms if isinstance(arms, dict) else {arm: style.look(arm)[0] for arm in arms}
+    runs, tests = load.metrics(results, experiment, list(named)), load.evaluations(results, experiment, list(named))
+    return numbers.markdown(cells(runs, tests, named))
 
 
 def show(triple: tuple[float, float, float], signed: bool = False) -> str:

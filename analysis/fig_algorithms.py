@@ -7,6 +7,12 @@ from . import evolution
 
 ARMS = ["grpo", "clip_higher", "cispo", "gspo", "cegppo", "cegppo_0.75"]
 
+BLOCKS = ("algorithms",)
+
 
 def draw(results: Path) -> None:
     evolution.draw(results, "algorithms", ARMS)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    return {"algorithms": evolution.block(results, "algorithms", ARMS)}

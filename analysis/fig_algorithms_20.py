@@ -5,6 +5,13 @@ from pathlib import Path
 
 from . import evolution
 
+ARMS = ["grpo", "clip_higher", "cegppo"]
+BLOCKS = ("algorithms_20",)
+
 
 def draw(results: Path) -> None:
-    evolution.draw(results, "algorithms_20", ["grpo", "clip_higher", "cegppo"])
+    evolution.draw(results, "algorithms_20", ARMS)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    return {"algorithms_20": evolution.block(results, "algorithms_20", ARMS)}

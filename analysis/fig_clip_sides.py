@@ -5,6 +5,13 @@ from pathlib import Path
 
 from . import evolution
 
+ARMS = ["both", "clip_low_only", "clip_high_only"]
+BLOCKS = ("clip_sides",)
+
 
 def draw(results: Path) -> None:
-    evolution.draw(results, "clip_sides", ["both", "clip_low_only", "clip_high_only"])
+    evolution.draw(results, "clip_sides", ARMS)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    return {"clip_sides": evolution.block(results, "clip_sides", ARMS)}

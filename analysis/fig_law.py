@@ -11,6 +11,7 @@ step are off zero after Holm's correction for the number of steps, and undecided
 is. And the steps apart, it is asked what entropy says about which run ends up better.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,45 +22,89 @@ from . import evolution, load, stats, style
 
 SWEEPS = ["algorithms", "beta_grid", "entropy_bonus", "beta_schedule", "one_side"]
 WHERE_RECORDED = ["clip_range", "updates_per_step"]
+BLOCKS = ("law",)
 MARKERS = "osD^vP*X"
 
 
-def draw(results: Path) -> None:
-    found = [name for name in WHERE_RECORDED if (results / name).is_dir()]
-    points = pd.concat([of_sweep(results, name) for name in SWEEPS + found], ignore_index=True)
-    points = once(points)
+@dataclass(frozen=True)
+class Law:
+    """The law fitted, and what speaks against it."""
+
+    points: pd.DataFrame  # of trained steps, with `residual`
+    start: pd.Series  # the one evaluation before training
+    fits: pd.DataFrame  # a, b, r2 by seed
+    sweeps: int
+
+    @property
+    def a(self) -> stats.Triple:
+        return stats.mean_over_seeds(self.fits["a"])
+
+    @property
+    def b(self) -> stats.Triple:
+        return stats.mean_over_seeds(self.fits["b"])
+
+    def residuals(self) -> pd.DataFrame:
+        """A row an evaluated step: mean, low, high of the residual over seeds, p after Holm."""
+        by_seed = self.points.groupby(["step", "seed"])["residual"].mean().unstack()
+        rows = [stats.mean_over_seeds(row) for _, row in by_seed.iterrows()]
+        made = pd.DataFrame(rows, columns=["mean", "low", "high"], index=by_seed.index)
+        return made.assign(p=stats.holm([stats.p_value(row) for _, row in by_seed.iterrows()]))
+
+    def verdict(self) -> tuple[str, str]:
+        """refuted, not refuted or undecided; and why."""
+        rest = self.residuals()
+        off = [str(step) for step in rest.index[rest["p"] < 1 - stats.LEVEL]]
+        against = ["a is below 0"] * int(self.a[2] < 0)
+        against += [f"residuals are off zero at step {', '.join(off)}"] * bool(off)
+        if against:
+            return "refuted", " and ".join(against)
+        return ("not refuted", "") if self.a[1] > 0 else ("undecided", "the sign of a is")
+
+    def lines(self) -> list[str]:
+        verdict, why = self.verdict()
+        (a, b), points = (self.a, self.b), self.points
+        ends = points[points["step"] == points["step"].max()]
+        along = [-np.corrcoef(np.exp(rows["entropy"]), rows["accuracy"])[0, 1] for _, rows in ends.groupby("seed")]
+        off = self.start["accuracy"] - (b[0] - a[0] * np.exp(self.start["entropy"]))
+        return [
+            (
+                f"R = −a·exp(H) + b: {verdict}{': ' * bool(why)}{why} ({points['run'].nunique()} runs, {len(points)}"
+                f" points, {len(self.fits)} seeds, each fitted by itself)"
+            ),
+            f"a = {evolution.show(a)}, b = {evolution.show(b)}, R² = {self.fits['r2'].mean():.2f} within a seed",
+            *(
+                f"mean residual at step {step}: {evolution.show((r['mean'], r['low'], r['high']), signed=True)},"
+                f" p {r['p']:.2g} (Holm)"
+                for step, r in self.residuals().iterrows()
+            ),
+            f"the start, one evaluation and not fitted, lies {off:+.3f} off the law",
+            (
+                f"at the last step alone, {len(ends)} runs: correlation of −exp(H) and accuracy within a seed"
+                f" {evolution.show(stats.mean_over_seeds(np.array(along)), signed=True)}"
+            ),
+        ]
+
+
+def read(results: Path) -> Law:
+    """The law over the runs of all sweeps. Raises Missing."""
+    sweeps = SWEEPS + [name for name in WHERE_RECORDED if (results / name).is_dir()]
+    points = once(pd.concat([of_sweep(results, name) for name in sweeps], ignore_index=True))
     start, points = points[points["step"] == 0].mean(numeric_only=True), points[points["step"] > 0]
     fits = pd.DataFrame({seed: fit(rows) for seed, rows in points.groupby("seed")}).T
-    (a, a_low, a_high), (b, b_low, b_high), (r2, *_) = (stats.mean_over_seeds(fits[name]) for name in ("a", "b", "r2"))
-    points["residual"] = residual(points, fits)
-    by_seed = points.groupby(["step", "seed"])["residual"].mean().unstack()
-    steps = {step: stats.mean_over_seeds(row) for step, row in by_seed.iterrows()}
-    adjusted = stats.holm([stats.p_value(row) for _, row in by_seed.iterrows()])
-    off = [str(step) for step, p in zip(steps, adjusted) if p < 1 - stats.LEVEL]
-    against = ["a is below 0"] * int(a_high < 0) + [f"residuals are off zero at step {', '.join(off)}"] * bool(off)
-    verdict = "refuted" if against else "not refuted" if a_low > 0 else "undecided"
-    ends = points[points["step"] == points["step"].max()]
-    along = [-np.corrcoef(np.exp(rows["entropy"]), rows["accuracy"])[0, 1] for _, rows in ends.groupby("seed")]
-    text = [
-        (
-            f"R = −a·exp(H) + b: {verdict}{': ' * bool(against)}{' and '.join(against)}; {points['run'].nunique()}"
-            f" runs, {len(points)} points, {len(fits)} seeds, each fitted by itself"
-        ),
-        f"a = {a:.3f} [{a_low:.3f}, {a_high:.3f}]   b = {b:.3f} [{b_low:.3f}, {b_high:.3f}]   R² = {r2:.2f}",
-        *(
-            f"mean residual at step {step!s}: {evolution.show(triple, signed=True)}, p {p:.2g} (Holm)"
-            for (step, triple), p in zip(steps.items(), adjusted)
-        ),
-        f"the start, one evaluation: {start['accuracy'] - (b - a * np.exp(start['entropy'])):+.3f}, not fitted",
-        (
-            f"at the last step alone, {len(ends)} runs: correlation of −exp(H) and accuracy within a seed"
-            f" {evolution.show(stats.mean_over_seeds(np.array(along)), signed=True)}"
-        ),
-    ]
-    print(*text, sep="\n")
+    return Law(points.assign(residual=residual(points, fits)), start, fits, len(sweeps))
 
+
+def blocks(results: Path) -> dict[str, str]:
+    return {"law": "\n".join(f"* {line}" for line in read(results).lines())}
+
+
+def draw(results: Path) -> None:
+    found = read(results)
+    points, start, fits, (a, *_), (b, *_) = found.points, found.start, found.fits, found.a, found.b
+    print(*found.lines(), sep="\n")
     figure, (law, rest) = plt.subplots(1, 2, figsize=(9.6, 4.2), constrained_layout=True)
     law.scatter(start["entropy"], start["accuracy"], s=40, marker="*", color="black", label="the start, not fitted")
+    steps = sorted(points["step"].unique())
     shades = plt.get_cmap("cividis")(np.linspace(0, 0.9, len(steps)))
     for (step, rows), shade, marker in zip(points.groupby("step"), shades, MARKERS):
         look = dict(s=14, marker=marker, color=[shade], edgecolor="#333333", linewidth=0.3)
@@ -69,14 +114,15 @@ def draw(results: Path) -> None:
     lines = fits["b"].to_numpy()[:, None] - fits["a"].to_numpy()[:, None] * np.exp(x)
     bounds = np.transpose([stats.mean_over_seeds(at)[1:] for at in lines.T])
     law.fill_between(x, *bounds, color="#888888", alpha=0.35, linewidth=0)
-    law.plot(x, b - a * np.exp(x), color="black", label=f"−{a:.2f}·exp(H) + {b:.2f}, R² = {r2:.2f}")
+    law.plot(x, b - a * np.exp(x), color="black", label=f"−{a:.2f}·exp(H) + {b:.2f}")
     rest.axhline(0, color="black", linewidth=1)
-    law.set(title=f"R = −a·exp(H) + b: {verdict}", xlabel="policy entropy, nats per token", ylabel="benchmark accuracy")
+    law.set(title=f"R = −a·exp(H) + b: {found.verdict()[0]}", xlabel="policy entropy, nats per token")
+    law.set(ylabel="benchmark accuracy")
     rest.set(title="Residuals", xlabel="policy entropy, nats per token", ylabel="accuracy less the law")
     style.legend(figure, len(steps) + 2, law)
     style.caption(
         figure,
-        f"testbed, {points['run'].nunique()} runs of {len(SWEEPS + found)} sweeps, {evolution.seeds(points)} an arm;"
+        f"testbed, {points['run'].nunique()} runs of {found.sweeps} sweeps, {evolution.seeds(points)} an arm;"
         f" entropy: mean of {evolution.WINDOW} steps up to the evaluated one;\nline and band: mean and 95 % t interval"
         f" of {len(fits)} fits, one a seed",
     )

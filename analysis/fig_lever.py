@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from . import advise, evolution, fig_ledger, ledger, lever, load, numbers, style
-from .lever import Levers, Triple
+from .lever import Levers
+from .stats import Triple
 
 REFERENCE, ARM = fig_ledger.ARMS
 BLOCKS = ("ledger_20 levers",)

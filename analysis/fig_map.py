@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from . import evolution, ledger, lever, load, numbers, stats, style
-from .lever import Foretold, Triple
+from .lever import Foretold
+from .stats import Triple
 
 BLOCKS = ("map", "map agreement")
 FOLDER, REFERENCE, MAIN = "map", "grpo", "cegppo"
@@ -80,13 +81,13 @@ def draw(results: Path) -> None:
     accuracy(axes[1], regimes)
     against(axes[2], regimes)
     style.legend(figure, 5, axes[0])
-    one = regimes[0].arms[MAIN]
+    steps = _steps(results, regimes)
     style.caption(
         figure,
-        f"testbed, {len(regimes)} regimes (docs/regimes.md), {_seeds(regimes)} an arm, {_steps(results, regimes)}"
-        f" steps; entropy of the last {evolution.WINDOW} steps, accuracy at the end, less {style.look(one.reference)[0]}'s,"
-        " paired by seed, mean and 95 % t interval;\nforetold: from GRPO's runs alone, first order; regimes are in its"
-        " order, the largest rise on top",
+        f"testbed, {len(regimes)} regimes (docs/regimes.md), {_seeds(regimes)} an arm, {steps} steps; entropy of the"
+        f" last {evolution.WINDOW} steps and accuracy at the end less GRPO's, paired by seed, mean and 95 % t interval"
+        ";\nforetold: from GRPO's runs alone, first order; regimes in that order, the largest rise on top; grey band:"
+        f" ±{MARGIN} nats",
     )
     print("\n".join(lines(regimes)))
     print(f"figure: {style.save(figure, results, 'map')}")

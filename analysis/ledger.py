@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import load, stats, tables
+from .stats import Triple
 
 CLASSES = {"pa_hp": "PA&HP", "pa_lp": "PA&LP", "na_hp": "NA&HP", "na_lp": "NA&LP"}
 REST = {"momentum": "momentum from before", "decay": "weight decay", "other": "other terms"}
@@ -20,7 +21,6 @@ COLUMNS = ("at once", "carried", "eventual")  # of a step; "over run" is of the 
 MILLI = 1e3  # nats to 10⁻³ nats
 FEW = 5  # looked-at steps of one run, below which nothing is said of a difference
 OLD = "a ledger of the old kind, of each step's last update alone (no `ledger/updates` in its lines): not shown"
-Triple = tuple[float, float, float]  # mean, low, high
 
 
 def show(triple: Triple, form: str, factor: float = 1.0) -> str:

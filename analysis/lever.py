@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from . import evolution, ledger, load, stats
+from .stats import Triple
 
 SIDES = ("low", "high")
 PREFERRED = np.array([0.5, 1.0])  # the paper's choice
-Triple = tuple[float, float, float]  # mean, low, high
 
 
 @dataclass(frozen=True)

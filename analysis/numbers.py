@@ -15,7 +15,7 @@ NOTHING = "*No runs recorded yet.*"
 
 def texts(root: Path) -> list[Path]:
     """The files that may quote numbers."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [root / "README.md", root / "results" / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
 def names(text: str) -> list[str]:

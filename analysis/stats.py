@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 LEVEL = 0.95
+Triple = tuple[float, float, float]  # mean, low, high
 
 
 def bootstrap_mean(

@@ -79,11 +79,18 @@ def test_the_committed_packs_hold_what_the_folders_held(sweep, sha256, tmp_path)
 
 
 def test_the_evidence_can_be_carried():
+    """It grows with the runs that it is of, and with nothing else."""
     listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    sizes = [path.stat().st_size for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
-    assert 0 < sum(sizes) < 10e6
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    packs = {
+        name: size for name, size in sizes.items() if Path(name).name in (pack.RUNS, pack.METRICS, pack.EVALUATIONS)
+    }
+    runs = sum(len((ROOT / name).read_text().splitlines()) for name in packs if name.endswith(pack.RUNS))
+    assert runs > 200 and sum(packs.values()) < 27e3 * runs
+    assert 0 < sum(sizes.values()) - sum(packs.values()) < 3e6  # figures, tables, notes, the paper's numbers
+    assert sum(sizes.values()) < 20e6
 
 
 def test_both_sides_of_the_wall_read_the_same(live):
