@@ -19,7 +19,6 @@ from .stats import Triple
 BLOCKS = ("map", "map agreement")
 FOLDER, REFERENCE, MAIN = "map", "grpo", "cegppo"
 SIDES = {"high": ("β = (0, 1)", "#A9C934", "^"), "low": ("β = (1, 0)", "#B36BC9", "v")}
-MARGIN = 0.03  # nats: what "does not matter" means in sweeps/claims.yaml
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Regime:
         """What β does here, in words that the intervals allow."""
         measured = self.arms[MAIN].measured
         side = stats.side(*measured[1:])
-        if stats.band(*measured[1:], MARGIN) == "within":
+        if stats.band(*measured[1:], lever.MATTERS) == "within":
             return "does not matter" if side == "undecided" else f"{'raises' if side == 'above' else 'lowers'} a little"
         return {"above": "raises entropy", "below": "lowers entropy"}.get(side, "undecided")
 
@@ -87,7 +86,7 @@ def draw(results: Path) -> None:
         f"testbed, {len(regimes)} regimes (docs/regimes.md), {_seeds(regimes)} an arm, {steps} steps; entropy of the"
         f" last {evolution.WINDOW} steps and accuracy at the end less GRPO's, paired by seed, mean and 95 % t interval"
         ";\nforetold: from GRPO's runs alone, first order; regimes in that order, the largest rise on top; grey band:"
-        f" ±{MARGIN} nats",
+        f" ±{lever.MATTERS} nats",
     )
     print("\n".join(lines(regimes)))
     print(f"figure: {style.save(figure, results, 'map')}")
@@ -96,7 +95,7 @@ def draw(results: Path) -> None:
 def entropy(axis: plt.Axes, regimes: list[Regime]) -> None:
     """Differences of entropy, a regime a row, and what was foretold."""
     y = np.arange(len(regimes))[::-1].astype(float)
-    axis.axvspan(-MARGIN, MARGIN, color="#000000", alpha=0.06, linewidth=0)
+    axis.axvspan(-lever.MATTERS, lever.MATTERS, color="#000000", alpha=0.06, linewidth=0)
     axis.axvline(0, color="black", linewidth=1)
     kinds = [(MAIN, "CE-GPPO (0.5, 1)", style.look(MAIN)[1]["color"], "o", 0.14)]
     kinds += [(arm, *look, -0.16) for arm, look in SIDES.items()]
@@ -156,7 +155,7 @@ def against(axis: plt.Axes, regimes: list[Regime]) -> None:
             axis.plot([x_low, x_high], [y, y], color=colour, linewidth=0.8, alpha=0.6)
             axis.plot([x, x], [y_low, y_high], color=colour, linewidth=0.8, alpha=0.6)
             axis.plot(x, y, marker=marker, color=colour, markersize=5, linestyle="none", label=label or None)
-            if arm == MAIN and abs(y) > MARGIN:
+            if arm == MAIN and abs(y) > lever.MATTERS:
                 axis.annotate(regime.name, (x, y), (5, 4), textcoords="offset points", fontsize=6.5, color="#444444")
     limits = (-1.5, 1.5)
     for scale in (axis.set_xscale, axis.set_yscale):

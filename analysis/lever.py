@@ -16,6 +16,7 @@ from . import evolution, ledger, load, stats
 from .stats import Triple
 
 SIDES = ("low", "high")
+MATTERS = 0.03  # nats, a twentieth of the testbed's entropy: a difference within it does not matter
 PREFERRED = np.array([0.5, 1.0])  # the paper's choice
 
 

@@ -15,7 +15,8 @@ NOTHING = "*No runs recorded yet.*"
 
 def texts(root: Path) -> list[Path]:
     """The files that may quote numbers."""
-    return [root / "README.md", root / "results" / "README.md", *sorted((root / "docs").glob("*.md"))]
+    listed = [root / "README.md", root / "results" / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [path for path in listed if path.is_file()]
 
 
 def names(text: str) -> list[str]:

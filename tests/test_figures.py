@@ -20,6 +20,7 @@ from analysis import (
     claims,
     fig_algorithms,
     fig_beta_map,
+    fig_demo,
     fig_fig1,
     fig_fig2,
     fig_fig3,
@@ -34,7 +35,7 @@ from analysis import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"demo", "claims", "table1", "table2"}  # drawn in test_sweep.py, or tables
+ELSEWHERE = {"claims", "table1", "table2"}  # tables
 FIGURES = sorted({path.stem.removeprefix("fig_") for path in (ROOT / "analysis").glob("fig_*.py")} - ELSEWHERE)
 AGAIN = [
     "beta_map",
@@ -62,6 +63,7 @@ SWEEPS = {
     "map/coin": ["grpo", "cegppo", "high", "low", "clip_higher"],
     "map/task": ["grpo", "cegppo", "high"],
     "map/easy": ["grpo", "cegppo"],
+    "demo": fig_demo.ARMS,
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [
@@ -104,12 +106,15 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
         {"step": s, "benchmark": b, "n": 3, "k": 4, "correct": rng.integers(0, 5, 3).tolist()} for s, b in evaluated
     ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-    arm = {"cegppo": "beta_0.5_1", "high": "beta_0_1", "low": "beta_1_0"}.get(folder.parent.name, folder.parent.name)
+    reward, _, method = folder.parent.name.rpartition("_") if folder.parent.parent.name == "demo" else ("", "", "")
+    arm = {"cegppo": "beta_0.5_1", "high": "beta_0_1", "low": "beta_1_0"}.get(
+        method or folder.parent.name, folder.parent.name
+    )
     loss = {"name": "ppo_clip", "eps_low": 0.2, "eps_high": 0.28}
     if arm.startswith("beta_"):
         beta1, beta2 = map(float, arm.split("_")[1:])
         loss |= {"name": "cegppo", "beta1": beta1, "beta2": beta2}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"update": {"beta1": 0.9}, "loss": loss}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"update": {"beta1": 0.9}, "loss": loss, "reward": reward}))
 
 
 def write_tokens(path: Path, rng: np.random.Generator) -> None:

@@ -181,19 +181,6 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     assert "grpo seed 0: finished  step 3 (2 asked)" in again.stdout
     assert stamps == {p: p.stat().st_mtime for p in stamps}  # nothing ran again
 
-    drawn = run("figures", "--results", results, "--only", "demo")
-    assert drawn.returncode == 0, drawn.stderr
-    assert (
-        "CE-GPPO" in drawn.stdout
-        and (results / "figures" / "demo.png").stat().st_size > 10_000
-        and (results / "figures" / "demo.svg").is_file()
-    )
-    again = (results / "figures" / "demo.svg").read_bytes()
-    assert (
-        run("figures", "--results", results, "--only", "demo").returncode == 0
-        and (results / "figures" / "demo.svg").read_bytes() == again
-    )
-
     page = run("report", results / "demo" / "cegppo" / "seed0")
     assert page.returncode == 0, page.stderr
     text = Path(page.stdout.strip()).read_text()
