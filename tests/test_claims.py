@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -493,3 +495,18 @@ def test_a_foreign_run_stands_beside_ours(tmp_path, folder):
         claims.decide(tmp_path, claim("test: difference; arm: verl; than: grpo; expect: above", tmp_path)).verdict
         == "held"
     )
+
+
+def test_no_claim_is_older_than_its_first_commit():
+    """`stated` decides which runs are called later ones."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    if git("rev-parse", "--is-shallow-repository").strip() != "false":
+        pytest.skip("no history here")
+    first: dict[str, int] = {}
+    for line in git("log", "--reverse", "--format=@%at", "-p", "--", "sweeps/claims.yaml").splitlines():
+        if line.startswith("@") and line[1:].isdigit():
+            when = int(line[1:])
+        elif found := re.match(r"\+  (\w+):$", line):
+            first.setdefault(found[1], when)
+    for claim in claims.read():
+        assert claim.stated.timestamp() >= first.get(claim.name, time.time()) - 300, claim.name
