@@ -70,6 +70,7 @@ def ours(fixed: bool) -> tuple[list[float], float]:
         )
         loaded = config.load(experiment, [f"run_dir={where}/run", "wandb.mode=offline"])[0]
         trainer, record = Trainer(loaded), Record(loaded)
+        record.begin(0)
         _ = trainer.probe
         if fixed:
             no_early_end(trainer.policy.model, trainer.policy.tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .model import parallel
 from .model.policy import Policy
-from .types import BadInput
+from .types import BadInput, said
 
 
 class Stateful(Protocol):
@@ -79,8 +79,9 @@ class readable:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, BadInput):
-            text = (str(error).splitlines() or [""])[0][:150]
-            raise BadInput(f"{self.folder}: unreadable checkpoint ({type(error).__name__}: {text})") from None
+            raise BadInput(
+                f"{self.folder}: unreadable checkpoint ({type(error).__name__}: {said(error, 150)})"
+            ) from None
 
 
 def save_tensors(tensors: dict[str, Tensor], folder: Path | None, name: str) -> None:

@@ -13,7 +13,7 @@ from . import ranks
 from .config import Config, is_rule
 from .problems.counts import mean_accuracy
 from .problems.reward import rule_digest
-from .record.run import Record, checkpoint
+from .record.run import Record, newest
 from .trainer import Trainer
 from .types import BadInput
 
@@ -33,16 +33,17 @@ def train(config: Config, show: Any) -> str:
     try:
         with ranks.together():
             trainer = Trainer(config)
-            if (config.folder / "checkpoints" / "latest").exists():
-                trainer.restore(checkpoint(config.folder))
+            if (saved := newest(config.folder)) is not None:
+                trainer.restore(saved)
         if len(set(ranks.gathered(trainer.step))) > 1:
             raise BadInput(
                 f"{config.folder}: not on every machine; a run of several machines needs a folder that all of them see"
             )
+        with ranks.together():
+            record.begin(trainer.step)
         record.note(start_model=trainer.start, start_weights=trainer.start_weights)
         if is_rule(config.reward):  # a file of the user's, which git may not know
             record.note(reward_rule=rule_digest(config.reward))
-        record.rewind(trainer.step or -1)  # nothing is kept of a run that never saved a checkpoint
         show.start(config, config.folder, trainer.step)
         if config.updates_per_step == 1:
             show.say("updates_per_step=1: all on-policy, so the ratio is 1 and clip facts are zero by construction.")

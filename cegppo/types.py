@@ -32,6 +32,11 @@ class BadInput(Exception):
     shared = False  # whether every rank has it (ranks.together)
 
 
+def said(error: BaseException, most: int = 200) -> str:
+    """The first line of what an exception says, or its name where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:most]
+
+
 def knob(
     default: Value,
     doc: str = "",

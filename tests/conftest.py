@@ -66,10 +66,15 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_text(tiny_model) -> str:
+    """An experiment on the tiny model; random rewards, so that every group teaches something."""
+    return TINY.format(model=tiny_model)
+
+
 @pytest.fixture
-def tiny(tiny_model, tmp_path) -> Path:
-    """An experiment file on the tiny model; random rewards, so that every group teaches
-    something."""
+def tiny(tiny_text, tmp_path) -> Path:
+    """`tiny_text` as a file."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(TINY.format(model=tiny_model))
+    path.write_text(tiny_text)
     return path

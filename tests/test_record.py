@@ -218,7 +218,9 @@ def test_a_kept_run_goes_on_in_its_folder_where_it_has_a_checkpoint(live):
         Record(again)
     (folder / "checkpoints").mkdir(parents=True)
     put_folder(folder / "checkpoints" / "latest", lambda path: (path / "state.json").write_text("{}"))
-    Record(again).close("finished")
+    record = Record(again)
+    record.begin(60)
+    record.close("finished")
     assert (folder / "metrics.jsonl").read_bytes() == before and read_config(folder).steps == 80
     assert len(read_meta(folder)["sessions"]) == 2 and "2 in the pack" in list(keep(live))[-1]
     assert read_config(folder).steps == 80
@@ -279,7 +281,9 @@ def test_a_run_says_when_its_code_changed_between_two_starts(repository, tiny, t
             commit(repository)
         elif change:
             (repository / "cegppo" / change).write_text("two = 2\n")
-        Record(asked).close("stopped")
+        record = Record(asked)
+        record.begin(0)
+        record.close("stopped")
         said.append(capsys.readouterr().err)
     assert said[:2] == ["", ""]
     assert said[2].startswith(

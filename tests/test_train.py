@@ -262,6 +262,7 @@ def test_a_save_that_died_halfway_is_not_seen(tiny, tmp_path):
     train(options, Silent())
     before = checkpoint(tmp_path / "run").resolve()
     record = Record(options)
+    record.begin(2)
     with pytest.raises(RuntimeError):
         record.save_checkpoint(3, lambda folder: (_ for _ in ()).throw(RuntimeError("disk full")), best=False)
     assert checkpoint(tmp_path / "run").resolve() == before and (before / "model.safetensors").is_file()

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import losses
-from ..types import BadInput
+from ..types import BadInput, said
 from .checks import check_keys, check_loss, check_values, nearest
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
@@ -170,7 +170,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     try:
         return plain(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise BadInput(f"command line: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"command line: {said(error)}") from None
 
 
 def as_override(key: str, value: Any) -> str:
@@ -204,7 +204,7 @@ def nested(keys: dict[str, Any], where: str) -> Layer:
         for key, value in keys.items():
             OmegaConf.update(tree, str(key), value)
     except OmegaConfBaseException as error:
-        raise BadInput(f"{where}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{where}: {said(error)}") from None
     return where, plain(tree)
 
 

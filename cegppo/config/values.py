@@ -12,7 +12,7 @@ from typing import Any, cast
 from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from ..types import BadInput
+from ..types import BadInput, said
 from .checks import Origin, kinds, types_of
 from .schema import Config
 
@@ -47,8 +47,8 @@ def typed(value: Any, annotation: Any, where: Callable[[str], str], key: str) ->
     try:
         return READERS[kind].validate_and_convert(value)
     except OmegaConfBaseException as error:  # whose text has places for the value
-        said = str(error).splitlines()[0].replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
-        raise BadInput(f"{where(key)}: {key}: {said}") from None
+        text = said(error).replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
+        raise BadInput(f"{where(key)}: {key}: {text}") from None
 
 
 def typed_tree(tree: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
@@ -101,5 +101,5 @@ def _looked_up(tree: dict[str, Any], origin: Origin) -> dict[str, Any]:
         made = plain(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise BadInput(f"{origin.get(key, 'configuration')}: {key}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{origin.get(key, 'configuration')}: {key}: {said(error)}") from None
     return typed_tree(made, lambda key: origin.get(key.partition("[")[0], "configuration"))

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
 from ..config import Model
-from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present
+from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present, said
 from . import parallel
 from .attention import checkpointed, packed_states, predicting_states
 from .head import TokenStatistics, head_statistics, token_statistics
@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"model.device={name}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"model.device={name}: {said(error)}") from None
     return device
 
 
@@ -98,8 +98,7 @@ class Policy:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         except Exception as error:  # a broken file surfaces as one of many exceptions of several libraries
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise BadInput(f"model.path={path}: cannot be loaded ({reason[0][:200]})") from None
+            raise BadInput(f"model.path={path}: cannot be loaded ({said(error)})") from None
         if tokenizer.eos_token_id is None:
             raise BadInput(f"model.path={path}: its tokenizer has no end-of-sequence token")
         if checkpointing:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Data, Eval, Source, nearest
-from ..types import BadInput, Prompt
+from ..types import BadInput, Prompt, said
 from .reward import final_answer
 
 TRAINING, BENCHMARK, WARM_UP = range(3)  # what problems are for; their random seeds never meet
@@ -63,8 +63,7 @@ class Problems:
         try:
             self.problem(0)
         except Exception as error:  # every task checks its parameters in its own way
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"data source '{self.source.name}': task '{task}' cannot be made: {reason}") from None
+            raise BadInput(f"data source '{self.source.name}': task '{task}' cannot be made: {said(error)}") from None
 
     @lru_cache(maxsize=2)  # noqa: B019 — a source lives as long as its run
     def _dataset(self, block: int) -> Any:
@@ -127,11 +126,10 @@ def load_hub(source: Source) -> list[dict[str, Any]]:
     except (
         Exception
     ) as error:  # no network, no such dataset, subset or split, a file that does not parse: each its own kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         what = "/".join(filter(None, (source.hub, source.subset, source.split)))
         hint = "a local copy serves as well: file: PATH, or NAME=PATH for a benchmark that has a name"
         raise BadInput(
-            f"data source '{source.name}': cannot load {what} from the Hugging Face hub: {reason}; {hint}"
+            f"data source '{source.name}': cannot load {what} from the Hugging Face hub: {said(error)}; {hint}"
         ) from None
 
 
@@ -220,9 +218,7 @@ def encode(question: Question, tokenizer: Tokenizer, data: Data) -> tuple[str, t
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     except Exception as error:  # a template is a program of its own and may refuse a role, say
-        raise BadInput(
-            f"data.chat_template: the model's template refuses a prompt: {str(error).splitlines()[0]}"
-        ) from None
+        raise BadInput(f"data.chat_template: the model's template refuses a prompt: {said(error)}") from None
     return text, tuple(ids)
 
 

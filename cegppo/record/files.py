@@ -3,9 +3,11 @@ pointers, locks, kept completions."""
 
 import fcntl
 import gzip
+import io
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +18,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..types import BadInput
+
+MEMBER = 2**28  # bytes of text: several times what 512 samples of 16k tokens are
 
 
 @contextmanager
@@ -72,18 +76,40 @@ def as_page(tree: dict[str, Any]) -> str:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """One JSON object and its newline in a single write."""
+    """One JSON object and its newline, all of it or nothing. Raises OSError."""
     # NaN is not JSON: a quantity without a value is null.
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     with open(path, "ab", buffering=0) as file:
-        file.write(as_lines([row]).encode())
+        append(file, as_lines([row]).encode())
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """`data` at the end of an unbuffered file: all of it, or nothing and an OSError. A disk that
+    fills up takes a part of what it is given first, and has room again later."""
+    end, left = os.fstat(file.fileno()).st_size, memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        os.ftruncate(file.fileno(), end)
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete JSON lines of `path`; none when there is no file."""
+    """The complete JSON lines of `path`; none when there is no file. Raises BadInput: one of them
+    is no JSON object."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}: line {number} is damaged (no JSON object)")
+        rows.append(row)
+    return rows
 
 
 def lock(path: Path, taken: str) -> TextIO:
@@ -110,39 +136,56 @@ def _hold(file: Any, taken: str) -> None:
 
 class Completions:
     """An open file of completions, JSON lines in gzip, locked for this process until `close`.
-    Raises BadInput when it is in use.
+    Raises BadInput when it is in use, or damaged.
 
-    Each `append` is one gzip member written at once, so what a killed process left half written is
-    known and cut off.
+    Each `append` is one gzip member, so what a killed process left half written at the end is known
+    and cut off. Anything else that cannot be read is no such thing, and stays untouched.
     """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.rows = path, []
-        self._file = open(path, "a+b", buffering=0)
+        self.path = path
+        self._file: io.FileIO = open(path, "a+b", buffering=0)
         _hold(self._file, f"{path}: another live process is writing to it")
-        self._file.seek(0)
-        data = self._file.read()
-        whole = 0
-        while whole < len(data):
-            member = zlib.decompressobj(wbits=31)
-            try:
-                text = member.decompress(data[whole:])
-            except zlib.error:
-                break
-            if not member.eof:
-                break
-            self.rows += [json.loads(line) for line in text.decode().split("\n")[:-1]]
-            whole = len(data) - len(member.unused_data)
+        try:
+            self._file.seek(0)
+            self.rows, whole = members(path, self._file.readall())
+        except BadInput:
+            self._file.close()
+            raise
         self._file.truncate(whole)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        self._file.write(gzip.compress(as_lines(rows).encode(errors="replace"), mtime=0))
+        append(self._file, gzip.compress(as_lines(rows).encode(errors="replace"), mtime=0))
         os.fsync(self._file)
         self.rows += rows
 
     def close(self) -> None:
         self._file.close()
+
+
+def members(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """(rows, bytes) of the complete gzip members of completions file `path`. Raises BadInput: it is
+    damaged, or a member is larger than any that is written."""
+    rows: list[dict[str, Any]] = []
+    whole = 0
+    while whole < len(data):
+        member = zlib.decompressobj(wbits=31)
+        damaged = f"{path}: damaged after {len(rows)} problems (byte {whole}); move it away to sample them again"
+        try:
+            text = member.decompress(data[whole:], MEMBER)
+            if len(text) == MEMBER:
+                raise BadInput(f"{path}: more than {MEMBER >> 20} MiB in one piece (byte {whole}); not written here")
+            if not member.eof:  # the start of a member and nothing after it: a process died here
+                break
+            made = [json.loads(line) for line in text.decode().split("\n")[:-1]]
+        except (zlib.error, ValueError, RecursionError):
+            raise BadInput(damaged) from None
+        if not all(isinstance(row, dict) for row in made):
+            raise BadInput(damaged)
+        rows += made
+        whole = len(data) - len(member.unused_data)
+    return rows, whole
 
 
 def flush(folder: Path) -> None:
@@ -171,6 +214,8 @@ def point(link: Path, name: str) -> None:
     """Make `link` point to `name` beside it, at once."""
     unfinished = link.with_name(f"{link.name}.unfinished")
     unfinished.symlink_to(name)
+    if link.is_dir() and not link.is_symlink():  # of a copy whose links became folders
+        link.rename(link.with_name(f"{link.name}.copied.unfinished"))
     os.replace(unfinished, link)
 
 
@@ -180,9 +225,17 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
-def remove_unused(folder: Path, pattern: str, links: tuple[str, ...]) -> None:
-    """Remove what matches `pattern` in `folder`, but for what one of `links` points to."""
+def remove_unused(folder: Path, pattern: re.Pattern[str], links: tuple[str, ...]) -> None:
+    """Remove the folders in `folder` whose whole name matches `pattern`, but for what one of
+    `links` points to."""
     used = {os.readlink(folder / name) for name in links if (folder / name).is_symlink()}
-    for old in folder.glob(pattern):
-        if old.name not in used:
+    for old in folder.iterdir():
+        if pattern.fullmatch(old.name) and old.name not in used and old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
+
+
+def sync(path: Path) -> None:
+    """What was appended to `path` is on the disk, if there is such a file."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            os.fsync(file)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, digest
+from ..types import said
 
 WANDB_PATIENCE = 30  # seconds to wait for wandb to start, and twice that for it to finish
 
@@ -23,7 +24,7 @@ class Mirror:
         try:
             call(*arguments, **options)
         except Exception as error:  # wandb may fail in any way; the record on disk is complete without it
-            print(f"wandb stopped mirroring: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+            print(f"wandb stopped mirroring: {said(error)}", file=sys.stderr)
             self._run = None
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def start_mirror(config: Config, folder: Path) -> Mirror | None:
     try:
         import wandb
     except Exception as error:  # a broken installation of a mirror is no reason not to train
-        print(f"wandb cannot be imported: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+        print(f"wandb cannot be imported: {said(error)}", file=sys.stderr)
         return None
     settings: dict[str, Any] = dict(
         project=config.wandb.project, dir=str(folder), config=config.to_dict(),
@@ -65,5 +66,5 @@ def start_mirror(config: Config, folder: Path) -> Mirror | None:
             run.define_metric("*", step_metric="step")
             return Mirror(run)
         except Exception as error:  # no network, no key, a full disk: the run goes on without the mirror
-            print(f"wandb ({attempt}) cannot start: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+            print(f"wandb ({attempt}) cannot start: {said(error)}", file=sys.stderr)
     return None

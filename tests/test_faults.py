@@ -1,0 +1,224 @@
+"""Faults, injected: what was recorded survives, and what cannot be gone on from is said in a
+line."""
+
+import errno
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cegppo import config
+from cegppo.record import files
+from cegppo.record.files import Completions, append_line, as_lines, read_lines
+from cegppo.record.run import Record, checkpoint, newest
+from cegppo.train import train
+from cegppo.types import BadInput, said
+
+
+class Silent:
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory, tiny_text):
+    """A finished run of four steps with checkpoints at 2 and 4."""
+    root = tmp_path_factory.mktemp("made")
+    path = root / "tiny.yaml"
+    path.write_text(tiny_text)
+    loaded = config.load(path, [f"run_dir={root / 'run'}", "steps=4", "checkpoint_every=2", "wandb.mode=disabled"])[0]
+    train(loaded, Silent())
+    return root
+
+
+@pytest.fixture
+def made(_made, tmp_path):
+    """(its folder, its configuration with some steps more)."""
+    shutil.copytree(_made, tmp_path / "r", symlinks=True)
+    folder = tmp_path / "r" / "run"
+    overrides = [f"run_dir={folder}", "steps=6", "checkpoint_every=2", "wandb.mode=disabled"]
+    return folder, config.load(tmp_path / "r" / "tiny.yaml", overrides)[0]
+
+
+def steps(folder: Path) -> list[int]:
+    return [row["step"] for row in read_lines(folder / "metrics.jsonl")]
+
+
+# ------------------------------------------------------------------------- checkpoints and lines
+
+
+def test_a_run_without_its_latest_pointer_goes_on_from_the_newest_checkpoint(made):
+    folder, asked = made
+    (folder / "checkpoints" / "latest").unlink()
+    assert checkpoint(folder).name == "step000004"
+    before = read_lines(folder / "metrics.jsonl")
+    train(asked, Silent())
+    assert steps(folder) == [1, 2, 3, 4, 5, 6] and read_lines(folder / "metrics.jsonl")[:4] == before
+
+
+def test_a_copy_without_links_goes_on(made, tmp_path):
+    folder, _ = made
+    copied = tmp_path / "copied" / "run"
+    shutil.copytree(folder, copied)  # follows links, as `cp -rL` and object stores do
+    assert not (copied / "checkpoints" / "latest").is_symlink()
+    overrides = [f"run_dir={copied}", "steps=6", "checkpoint_every=2", "wandb.mode=disabled"]
+    train(config.load(folder.parent / "tiny.yaml", overrides)[0], Silent())
+    assert steps(copied) == [1, 2, 3, 4, 5, 6]
+    left = sorted(path.name for path in (copied / "checkpoints").iterdir())
+    assert (copied / "checkpoints" / "latest").is_symlink() and "step000006" in left
+    assert not [name for name in left if "unfinished" in name]
+
+
+def test_a_run_that_lost_every_checkpoint_is_refused_and_untouched(made):
+    folder, asked = made
+    shutil.rmtree(folder / "checkpoints")
+    meta = json.loads((folder / "meta.json").read_text()) | {"status": "running"}  # a kill, then the loss
+    (folder / "meta.json").write_text(json.dumps(meta))
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+    with pytest.raises(BadInput, match="holds a record of 4 steps but no checkpoint"):
+        train(asked, Silent())
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before}
+
+
+def test_clean_up_takes_checkpoints_and_nothing_else(made):
+    folder, asked = made
+    root = folder / "checkpoints"
+    for name in ("step_notes", "step000002.kept", "steps", "step12"):
+        (root / name).mkdir()
+    (root / "step000001").mkdir()
+    train(asked, Silent())
+    left = {path.name for path in root.iterdir()}
+    assert {"step_notes", "step000002.kept", "steps", "step12"} <= left and "step000001" not in left
+
+
+def test_a_gap_before_the_checkpoint_is_refused(made):
+    folder, asked = made
+    rows = read_lines(folder / "metrics.jsonl")
+    text = as_lines([row for row in rows if row["step"] not in (2, 3)])
+    (folder / "metrics.jsonl").write_text(text)
+    with pytest.raises(BadInput, match="lacks step 2 and 1 more of the 4 before the checkpoint"):
+        train(asked, Silent())
+    assert (folder / "metrics.jsonl").read_text() == text
+
+
+def test_lines_are_on_the_disk_before_the_pointer_moves(made, monkeypatch):
+    folder, asked = made
+    done = []
+    monkeypatch.setattr("cegppo.record.run.sync", lambda path: done.append(path.name))
+    monkeypatch.setattr("cegppo.record.run.point", lambda link, name: done.append(link.name))
+    record = Record(asked)
+    record.begin(4)
+    record.save_checkpoint(5, lambda path: (path / "state.json").write_text("{}"), best=True)
+    record.close("stopped")
+    assert done == ["metrics.jsonl", "eval.jsonl", "best", "latest"]
+
+
+def test_a_start_that_fails_changes_nothing(made, monkeypatch):
+    folder, asked = made
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+    monkeypatch.setattr("cegppo.train.Trainer", lambda _: (_ for _ in ()).throw(BadInput("no such model")))
+    with pytest.raises(BadInput, match="no such model"):
+        train(asked, Silent())
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_a_damaged_line_is_named(made):
+    folder, asked = made
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 5, "reward\xff\n{"step": 6}\n')
+    with pytest.raises(BadInput, match=r"metrics.jsonl: line 5 is damaged"):
+        train(asked, Silent())
+
+
+# --------------------------------------------------------------------------------- the full disk
+
+
+class Filling:
+    """A file on a disk that takes `room` bytes more and then says that it is full."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self.file.write(bytes(data[: self.room]))
+        self.room -= taken
+        return taken
+
+
+def test_a_disk_that_fills_within_a_line_leaves_no_part_of_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1})
+    with open(path, "ab", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            files.append(Filling(file, 5), b'{"step": 2}\n')
+        files.append(Filling(file, 12), b'{"step": 3}\n')  # taken in one piece or in several
+    append_line(path, {"step": 4})
+    assert [row["step"] for row in read_lines(path)] == [1, 3, 4]
+
+
+# ----------------------------------------------------------------------------------- completions
+
+
+@pytest.fixture
+def kept(tmp_path):
+    path = tmp_path / "completions" / "kept.jsonl.gz"
+    opened = Completions(path)
+    for n in range(3):
+        opened.append([{"id": n, "completions": ["text " * 50]}])
+    opened.close()
+    return path
+
+
+def test_what_a_killed_process_left_half_written_is_cut(kept):
+    whole = kept.read_bytes()
+    third = whole.rfind(b"\x1f\x8b\x08")
+    for end in (third + 1, third + 12, len(whole) - 1):
+        kept.write_bytes(whole[:end])
+        opened = Completions(kept)
+        assert [row["id"] for row in opened.rows] == [0, 1] and kept.stat().st_size == third
+        opened.close()
+
+
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.95])
+def test_a_flipped_byte_is_refused_and_nothing_is_cut(kept, where):
+    data = bytearray(kept.read_bytes())
+    starts = [n for n in range(len(data)) if data[n : n + 3] == b"\x1f\x8b\x08"]
+    member = starts[min(int(3 * where), 2)]
+    data[member + 14] ^= 0xFF  # within the compressed text
+    kept.write_bytes(data)
+    with pytest.raises(BadInput, match="damaged after"):
+        Completions(kept)
+    assert kept.read_bytes() == bytes(data)
+
+
+def test_a_file_that_is_not_gzip_stays_what_it_is(kept):
+    kept.write_text("my notes\n")
+    with pytest.raises(BadInput, match="damaged after 0 problems"):
+        Completions(kept)
+    assert kept.read_text() == "my notes\n"
+
+
+def test_completions_that_would_fill_the_memory_are_refused(kept, monkeypatch):
+    monkeypatch.setattr(files, "MEMBER", 10_000)
+    kept.write_bytes(kept.read_bytes() + gzip.compress(b"0" * 50_000_000))
+    with pytest.raises(BadInput, match="in one piece"):
+        Completions(kept)
+
+
+# ------------------------------------------------------------------------------------- bystanders
+
+
+def test_an_exception_without_a_text_has_a_name():
+    assert said(ValueError()) == "ValueError" and said(OSError("\n a\nb")) == " a"
+    assert said(RuntimeError("x" * 500), 10) == "x" * 10
+
+
+def test_newest_of_nothing_is_none(tmp_path):
+    assert newest(tmp_path) is None
