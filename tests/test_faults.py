@@ -5,14 +5,18 @@ import errno
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cegppo import config
+from cegppo.problems import grader
 from cegppo.record import files
 from cegppo.record.files import Completions, append_line, as_lines, read_lines
 from cegppo.record.run import Record, checkpoint, newest
+from cegppo.sweep import grid, search
 from cegppo.train import train
 from cegppo.types import BadInput, said
 
@@ -222,3 +226,54 @@ def test_an_exception_without_a_text_has_a_name():
 
 def test_newest_of_nothing_is_none(tmp_path):
     assert newest(tmp_path) is None
+
+
+def test_a_grader_that_never_answers_costs_its_patience_and_nothing_else(monkeypatch):
+    pool = grader.Pool(timeout=0.05, memory_mb=512, workers=1)
+    pool.patience = 0.3
+    silent = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    monkeypatch.setattr(pool, "_start", lambda: silent)
+    assert pool.grade([("1", "x")]) == [None] and silent.wait(timeout=5) < 0
+
+
+def test_a_write_that_a_signal_cuts_short_is_gone_on_with():
+    class Cut:
+        """A pipe that takes one byte at a time."""
+
+        def __init__(self, pipe):
+            self.pipe = pipe
+
+        def write(self, data):
+            return self.pipe.write(bytes(data[:1]))
+
+    pool = grader.Pool(timeout=1.0, memory_mb=512, workers=1)
+    echo = "import sys\nfor line in sys.stdin: print(int('abc' in line), end='', flush=True)"
+    nurse = subprocess.Popen([sys.executable, "-c", echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    nurse.stdin = Cut(nurse.stdin)
+    pool._start = lambda: nurse
+    assert pool.grade([("1", "abc")]) == [True]
+    nurse.kill()
+
+
+@pytest.mark.parametrize(
+    "override", ["grader.timeout=1e300", "grader.memory_mb=99999999999", "grader.workers=100000"], ids=str
+)
+def test_limits_that_cannot_work_are_refused(tiny, override):
+    with pytest.raises(BadInput, match="must be in"):
+        config.load(tiny, [override])
+
+
+def test_a_mean_is_one_of_all_benchmarks(tiny, tmp_path):
+    """A poll between two benchmarks of one evaluation sees the evaluation before."""
+    names = ["sums", "gcd"]
+    two = "eval.benchmarks=[{name: sums, task: chain_sum}, {name: gcd, task: gcd}]"
+    loaded = config.load(tiny, [f"run_dir={tmp_path / 'run'}", two])[0]
+    searching = object.__new__(search.Search)
+    searching.objective = search.OBJECTIVE
+    watched = grid.Run("a", 0, tiny, (), loaded)
+    row = lambda step, name, good: {"step": step, "benchmark": name, "n": 1, "k": 1, "correct": [good]}
+    (tmp_path / "run").mkdir()
+    lines = [row(0, name, 0) for name in names] + [row(3, name, 1) for name in names] + [row(6, names[0], 0)]
+    for count, expected in ((len(names), None), (2 * len(names), (3, 1.0)), (len(lines), (3, 1.0))):
+        (tmp_path / "run" / "eval.jsonl").write_text(as_lines(lines[:count]))
+        assert searching._value(watched) == expected

@@ -196,9 +196,11 @@ class Wandb:
 class Limits:
     """Of the math-verify workers, which start with the first answer that needs sympy."""
 
-    timeout: float = knob(5.0, "seconds of wall clock an answer may take", above=0)
-    memory_mb: int = knob(1024, "MiB of address space of the process that grades it", least=256)
-    workers: int = knob(0, "answers graded at a time; 0: one a core, shared between the ranks of a machine", least=0)
+    timeout: float = knob(5.0, "seconds of wall clock an answer may take", above=0, most=3600)
+    memory_mb: int = knob(1024, "MiB of address space of the process that grades it", least=256, most=2**24)
+    workers: int = knob(
+        0, "answers graded at a time; 0: one a core, shared between the ranks of a machine", least=0, most=512
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ swallow.
 
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -54,6 +55,7 @@ class Pool:
 
     def __init__(self, timeout: float, memory_mb: int, workers: int):
         self.limits = (str(timeout), str(memory_mb))
+        self.patience = 2 * timeout + 30  # seconds; a nurse asks twice at most, and forks in between
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grader")
         self._own = threading.local()
         self.started: list[int] = []  # process ids of the nurses, replaced ones included
@@ -66,13 +68,18 @@ class Pool:
         for _ in range(2):
             nurse = getattr(self._own, "nurse", None) or self._start()
             assert nurse.stdin and nurse.stdout
+            left = memoryview(line)
             try:
-                nurse.stdin.write(line)
+                while left:  # a signal may cut a write short, and half a line is waited for at both ends
+                    left = left[nurse.stdin.write(left) :]
             except BrokenPipeError:  # killed since its last answer
                 self._own.nurse = None
                 continue
-            reply = nurse.stdout.read(1)
-            if not reply:  # killed over this one
+            heard = select.poll()
+            heard.register(nurse.stdout, select.POLLIN)
+            reply = nurse.stdout.read(1) if heard.poll(1000 * self.patience) else b""
+            if not reply:  # killed over this one, or beyond every limit
+                nurse.kill()
                 self._own.nurse = None
             return {b"1": True, b"0": False}.get(reply)
         return None
@@ -176,7 +183,9 @@ def _child(pipe: Any, nurses_end: Any, verifier: Verifier, timeout: float, memor
 
     nurses_end.close()  # else this process would never see that the nurse is gone
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process whatever it is doing; no `except` can stop that
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20,) * 2)
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]  # which only the superuser may raise
+    asked = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (asked if allowed == resource.RLIM_INFINITY else min(asked, allowed),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:

@@ -21,6 +21,7 @@ under way and goes on to `trials`.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,11 @@ class Search:
         metric, window = self.objective["metric"], self.objective["window"]
         if metric.startswith("eval/"):
             rows = [r for r in read_evaluations(run.folder) if metric in ("eval/mean", f"eval/{r['benchmark']}")]
-            last = [r for r in rows if r["step"] == rows[-1]["step"] > 0]
-            return (last[0]["step"], mean_accuracy(last)) if last else None
+            # A run that is under way writes a benchmark at a time: a mean is one of all of them.
+            asked = len(run.config.eval.benchmarks) if metric == "eval/mean" else 1
+            steps = Counter(r["step"] for r in rows)
+            whole = max((step for step, there in steps.items() if step > 0 and there >= asked), default=None)
+            return None if whole is None else (whole, mean_accuracy([r for r in rows if r["step"] == whole]))
         rows = read_metrics(run.folder)[-window:]
         values = [r[metric] for r in rows if r.get(metric) is not None]
         return (rows[-1]["step"], float(np.mean(values))) if values else None
