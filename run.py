@@ -169,6 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         except Missing as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except OSError as error:
+            return disk(error)
     from cegppo import ranks
     from cegppo.types import BadInput
 
@@ -182,11 +184,23 @@ def main(arguments: list[str] | None = None) -> int:
         if ranks.rank() == 0 or not error.shared:
             print(f"error: {error}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        return disk(error)
     except KeyboardInterrupt:
         say("interrupted; the same command continues from the last checkpoint")
         return 130
     ranks.leave()
     return code
+
+
+def disk(error: OSError) -> int:
+    """A line about a file or a disk that fails, and exit code 1. An error that says nothing of
+    either is none of these."""
+    if error.errno is None:
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    print(f"error: {where}{error.strerror}; what was recorded before is whole", file=sys.stderr)
+    return 1
 
 
 def what_is_missing(options: argparse.Namespace) -> str | None:

@@ -38,8 +38,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def rows(path: Path) -> list[dict]:
     """The complete lines of a JSONL file (a running process may be writing the next one)."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    made = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise Unreadable(f"{path}: line {number} is damaged (no JSON object)")
+        made.append(row)
+    return made
 
 
 def _packed(folder: Path) -> dict | None:
@@ -51,7 +59,8 @@ def _packed(folder: Path) -> dict | None:
 
 def run_folders(sweep: Path) -> list[Path]:
     """The folders of a sweep's runs, live or in its pack (then there need not be a folder)."""
-    return sorted({*sweep.glob("*/seed*"), *(sweep / name for name in pack.runs(sweep))})
+    live = [folder for folder in sweep.glob("*/seed*") if folder.name.removeprefix("seed").isdecimal()]
+    return sorted({*live, *(sweep / name for name in pack.runs(sweep))})
 
 
 def meta(folder: Path) -> dict:
@@ -59,7 +68,15 @@ def meta(folder: Path) -> dict:
     if line := _packed(folder):
         return line["meta"]
     path = folder / "meta.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        made = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):
+        raise Unreadable(f"{path}: damaged (no JSON object)")
+    return made
 
 
 def config(folder: Path) -> str:

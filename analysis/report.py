@@ -4,6 +4,7 @@ entropy. No file beside it is needed."""
 import base64
 import html
 import io
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,7 +59,10 @@ def write(folder: Path) -> Path:
     )
     path = folder / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)  # a run in a pack may have no folder
-    path.write_text(page, encoding="utf-8")
+    unfinished = folder / ".report.html.unfinished"
+    unfinished.unlink(missing_ok=True)  # a link would be followed
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, path)
     return path
 
 

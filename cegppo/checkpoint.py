@@ -4,13 +4,14 @@ A folder holds the model (for `from_pretrained`), the tensors of every other par
 whole whatever the number of ranks) and state.json, in which each small part has its own key.
 """
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,10 +37,13 @@ def save(
 ) -> None:
     """Write everything into `folder`, `own` being the keys of state.json that no part has. Ranks
     without a folder give their shards."""
-    policy.save(folder)
-    for name, part in large.items():
-        tensors = part.state_dict() if isinstance(part, nn.Module) else optimizer_tensors(part)
-        save_tensors(tensors, folder, f"{name}.safetensors")
+    try:
+        policy.save(folder)
+        for name, part in large.items():
+            tensors = part.state_dict() if isinstance(part, nn.Module) else optimizer_tensors(part)
+            save_tensors(tensors, folder, f"{name}.safetensors")
+    except SafetensorError as error:  # its way to say that a disk is full
+        raise OSError(errno.EIO, said(error), str(folder)) from None
     if folder is not None:
         state = own | {name: part.state() for name, part in small.items()}
         (folder / "state.json").write_text(json.dumps(state))

@@ -96,6 +96,10 @@ class Evaluator:
         with ranks.together():
             kept = Completions(path) if ranks.rank() == 0 else ranks.Elsewhere()
         rows = present(ranks.gathered(list(kept.rows) if isinstance(kept, Completions) else None)[0])
+        asked = [p.id for p in b.prompts[: len(rows)]]
+        if [row.get("id") for row in rows] != asked or any(len(row.get("verdicts", ())) != b.k for row in rows):
+            kept.close()
+            raise BadInput(f"{path}: holds other problems or counts than this evaluation; move it away to sample again")
         try:
             at_once = max(1, SAMPLES_AT_ONCE // b.k)  # the same whether interrupted or not, so that batches are
             for start in range(len(rows), len(b.prompts), at_once):

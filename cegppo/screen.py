@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -41,7 +42,7 @@ class Screen:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True)
+        (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True, markup=False)
 
     def start(self, config: Config, folder: Path, step: int) -> None:
         self.steps = config.steps
@@ -136,7 +137,7 @@ class SweepScreen:
                     f"{m.get('entropy/mean', MISSING):.3f}",
                     left,
                 ]
-            table.add_row(run.arm, str(run.seed), state, *(numbers if m else [""] * 4))
+            table.add_row(escape(run.arm), str(run.seed), state, *(numbers if m else [""] * 4))
         return table
 
 
@@ -149,7 +150,7 @@ def print_eval(rows: list[dict[str, Any]]) -> None:
         names = (f"avg@{k}", f"pass@{k}", f"maj@{k}")
         cells = [f"{row[name]:.3f}\n{row['interval'][name][0]:.3f}–{row['interval'][name][1]:.3f}" for name in names]
         cut = row["verdicts"]["truncated"] / sum(row["verdicts"].values())
-        table.add_row(row["benchmark"], str(row["n"]), str(k), *cells, f"{cut:.1%}")
+        table.add_row(escape(row["benchmark"]), str(row["n"]), str(k), *cells, f"{cut:.1%}")
     if len(rows) > 1:
         table.add_row("mean", "", "", f"{mean_accuracy(rows):.3f}")
     Console().print(table)

@@ -3,6 +3,7 @@ line."""
 
 import errno
 import gzip
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,14 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from analysis import load
 from cegppo import config
-from cegppo.problems import grader
-from cegppo.record import files
+from cegppo.config import Source
+from cegppo.model.policy import Policy
+from cegppo.problems import data, grader
+from cegppo.record import files, provenance
 from cegppo.record.files import Completions, append_line, as_lines, read_lines
 from cegppo.record.run import Record, checkpoint, newest
 from cegppo.sweep import grid, search
 from cegppo.train import train
 from cegppo.types import BadInput, said
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Silent:
@@ -271,9 +277,146 @@ def test_a_mean_is_one_of_all_benchmarks(tiny, tmp_path):
     searching = object.__new__(search.Search)
     searching.objective = search.OBJECTIVE
     watched = grid.Run("a", 0, tiny, (), loaded)
-    row = lambda step, name, good: {"step": step, "benchmark": name, "n": 1, "k": 1, "correct": [good]}
+    row = lambda step, name, good: {
+        "step": step,
+        "benchmark": name,
+        "n": 1,
+        "k": 1,
+        "correct": [good],
+        "avg@1": float(good),
+    }
     (tmp_path / "run").mkdir()
     lines = [row(0, name, 0) for name in names] + [row(3, name, 1) for name in names] + [row(6, names[0], 0)]
     for count, expected in ((len(names), None), (2 * len(names), (3, 1.0)), (len(lines), (3, 1.0))):
         (tmp_path / "run" / "eval.jsonl").write_text(as_lines(lines[:count]))
         assert searching._value(watched) == expected
+
+
+# --------------------------------------------------------------------- one line, and no traceback
+
+
+@pytest.fixture
+def front():
+    spec = importlib.util.spec_from_file_location("front_door", ROOT / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("update.lr=1e300", "update.lr must be in [0, 10]"),
+        ("prompts_per_step=99999999999", "prompts_per_step must be in"),
+        ("diagnostics.probe=99999999999999", "diagnostics.probe must be at most"),
+        ("steps=" + "9" * 4301, "command line: "),
+        ("data.suffix=" + "[" * 3000, "command line: "),
+        ("model.device=meta", "model.device=meta: holds no numbers"),
+        ("data.suffix=${oc.env:HF_TOKEN}", "oc.env"),
+        ("arm=../../x", "arm must be the name of one folder"),
+        ("experiment=/abs", "experiment must be the name of one folder"),
+        ("arm=..", "arm must be the name of one folder"),
+        ("eval.benchmarks.0.k=", "command line: "),
+    ],
+    ids=lambda v: v[:40],
+)
+def test_a_value_that_cannot_be_is_one_line(tiny, tmp_path, front, capsys, monkeypatch, override, part):
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretverysecret")
+    assert front(["train", str(tiny), f"results={tmp_path / 'results'}", "wandb.mode=disabled", override]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and part in err and err.count("\n") == 1 and "verysecret" not in err
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00\xff", "[" * 5000])
+@pytest.mark.parametrize("name", ["meta.json", "checkpoints/latest/state.json", "metrics.jsonl", "eval.jsonl"])
+def test_a_damaged_file_of_a_run_is_one_line(made, front, capsys, name, text):
+    folder, asked = made
+    whole = text if name.endswith("json") else text + "\n"
+    if name.endswith("jsonl") and not text:
+        pytest.skip("an empty line file is a run without lines")
+    (folder / name).write_bytes(whole.encode("latin-1"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    command = ["train", str(folder.parent / "tiny.yaml"), f"run_dir={folder}", "steps=6", "checkpoint_every=2"]
+    for words in (command + ["wandb.mode=disabled"], ["report", str(folder)]):
+        code = front(words)
+        err = capsys.readouterr().err
+        if words[0] == "report" and code == 0:
+            continue  # needs no checkpoint and no evaluation
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and str(folder) in err
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_copy_beside_a_run_is_no_run(made):
+    folder, _ = made
+    sweep = folder.parent / "sweep"
+    shutil.copytree(folder, sweep / "arm" / "seed0", symlinks=True)
+    shutil.copytree(folder, sweep / "arm" / "seed0.bak", symlinks=True)
+    assert len(load.run_folders(sweep)) == 1 and load.metrics(sweep.parent, "sweep", ["arm"])["seed"].unique() == [0]
+
+
+def test_a_disk_or_folder_that_fails_is_one_line(made, front, capsys, monkeypatch):
+    folder, _ = made
+    command = ["train", str(folder.parent / "tiny.yaml"), f"run_dir={folder}", "steps=6", "checkpoint_every=2"]
+
+    def full(path, row):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("cegppo.record.run.append_line", full)
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert front([*command, "wandb.mode=disabled"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "metrics.jsonl: No space left on device" in err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    assert front([*command, "wandb.mode=disabled"]) == 0 and steps(folder) == [1, 2, 3, 4, 5, 6]
+
+
+# ---------------------------------------------------------------- accepted, though nonsense
+
+
+@pytest.mark.parametrize(
+    "value", [True, float("nan"), float("inf"), {"a": 1}, b"bytes", "", "  ", "\ud800", [], [True]]
+)
+@pytest.mark.parametrize("column", ["problem", "answer"])
+def test_what_is_no_problem_and_no_answer_is_refused(column, value):
+    rows = [{"problem": "1 + 1", "answer": 2}, {"problem": "2 + 2", "answer": "4"} | {column: value}]
+    with pytest.raises(BadInput, match="row 2 lacks"):
+        data.problems_of(rows, Source(name="s", file="f.jsonl"), "f.jsonl")
+
+
+def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=f"no numbers .*{name}"):
+        Policy.load(tmp_path / "model", "cpu")
+
+
+# -------------------------------------------------------------------------------------- security
+
+
+@pytest.mark.parametrize(
+    "command, kept",
+    [
+        ("run.py train e.yaml hf_token=abc seed=1", "run.py train e.yaml hf_token=*** seed=1"),
+        ("run.py train model.path=https://me:pass@host/x", "run.py train model.path=https://me:***@host/x"),
+        ("run.py train model.path=hf_" + "a" * 30, "run.py train model.path=hf_***"),
+        ("run.py train rollout.max_tokens=64 data.max_prompt_tokens=9", None),
+    ],
+)
+def test_a_recorded_command_holds_no_password(command, kept):
+    assert provenance.without_secrets(command) == (kept or command)
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("page", ".page.unfinished"):
+        (tmp_path / name).symlink_to(victim)
+    files.write_whole(tmp_path / "page", "new")
+    assert victim.read_text() == "mine" and (tmp_path / "page").read_text() == "new"

@@ -20,6 +20,7 @@ from ..types import BadInput
 from .schema import SAMPLING, Config, Source
 
 REWARDS = ("task", "random")
+LARGEST = 2**40  # of whole numbers: sizes and counts beyond it overflow in one library or another
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
 
@@ -122,6 +123,8 @@ def _beyond(value: float, knob: dataclasses.Field) -> str | None:
     """The limit of `knob` that `value` breaks, as "must be …"; None when it breaks none."""
     if not math.isfinite(value):
         return "must be finite"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"must be at most {LARGEST:g}"
     least, above, most, below = (knob.metadata.get(name) for name in ("least", "above", "most", "below"))
     high_enough = (least is None or value >= least) and (above is None or value > above)
     low_enough = (most is None or value <= most) and (below is None or value < below)
@@ -183,11 +186,17 @@ def check_values(config: Config, origin: Origin) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise BadInput(f"{where}two sources are named '{twice[0]}'")
+        strange = [name for name in names if not name or not name.isprintable()]
+        if strange:
+            raise BadInput(f"{where}{strange[0]!r} cannot be the name of a source")
 
 
 def _clashes(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what it must be) for every value that does not go with the others."""
     rollout, update, gae = config.rollout, config.update, config.advantage.kind == "gae"
+    for key in ("experiment", "arm"):  # names of folders under `results`
+        if (name := getattr(config, key)) in (".", "..") or set(name) & {"/", "\\", "\0"} or len(name.encode()) > 200:
+            yield key, "must be the name of one folder, of at most 200 bytes"
     if config.reward == "random" and config.reward_signal not in (0, 1):
         yield "reward_signal", "needs a reward that says something; reward=random is reward_signal=0"
     if rollout.stop and rollout.engine != "vllm":

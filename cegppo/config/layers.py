@@ -131,7 +131,7 @@ def read_yaml(path: Path) -> dict:
     try:  # OmegaConf's loader, so that 1e-5 is a number here as on the command line
         text = path.read_text(encoding="utf-8")
         tree = deepcopy(_of_yaml(text))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise BadInput(
@@ -169,7 +169,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise BadInput(f"command line: '{item}' is not key=value")
     try:
         return plain(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"command line: {said(error)}") from None
 
 

@@ -98,7 +98,7 @@ class RolloutConfig:
     temperature: float = knob(1.0, "the logits are divided by it", above=0)
     top_p: float = knob(1.0, "share of the probability that is sampled from; 1: all of it", above=0, most=1)
     top_k: int = knob(0, "most probable tokens that are sampled from; 0: off", least=0)
-    max_tokens: int = knob(64, "of a response; a longer one is cut there", least=1)
+    max_tokens: int = knob(64, "of a response; a longer one is cut there", least=1, most=2**24)
     stop: list[str] = knob([], "a response ends with the token that completes one of these; vllm only")
     drop_constant_groups: Literal["no", "drop", "refill"] = knob(
         "no", "drop: train on fewer; refill: sample more prompts until the batch is full"
@@ -123,7 +123,7 @@ class Advantage:
 
 @dataclass
 class Update:
-    lr: float = knob(1e-6, "learning rate of AdamW", least=0)
+    lr: float = knob(1e-6, "learning rate of AdamW", least=0, most=10)
     warmup_steps: int = knob(0, "steps in which the learning rate rises to lr", least=0)
     weight_decay: float = knob(0.0, "of AdamW", least=0)
     beta1: float = knob(0.9, "of AdamW, not of CE-GPPO", least=0, below=1)
@@ -153,7 +153,7 @@ class Update:
 
 @dataclass
 class Critic:
-    lr: float = knob(1e-5, "learning rate of its AdamW", least=0)
+    lr: float = knob(1e-5, "learning rate of its AdamW", least=0, most=10)
     clip: float = knob(
         0.5, "the value may leave its old estimate by at most this much before the loss stops pulling", least=0
     )
@@ -163,8 +163,8 @@ class Critic:
 
 @dataclass
 class Eval:
-    k: int = knob(8, "samples a problem", least=1)
-    size: int = knob(64, "problems a generated benchmark", least=1)
+    k: int = knob(8, "samples a problem", least=1, most=2**20)
+    size: int = knob(64, "problems a generated benchmark", least=1, most=2**20)
     temperature: float = knob(1.0, "as in rollout", above=0)
     top_p: float = knob(1.0, "as in rollout", above=0, most=1)
     top_k: int = knob(0, "as in rollout; 0: off", least=0)
@@ -208,10 +208,10 @@ class Config:
     experiment: str = knob("", "the runs that are compared; default: the name of the file")
     arm: str = knob("", "this run among them; default: the method and what differs from it")
     seed: int = knob(0, "of everything that is drawn", least=0)
-    steps: int = knob(100, "of sampling and training", least=1)
-    prompts_per_step: int = knob(64, "problems sampled a step", least=1)
-    group_size: int = knob(8, "responses to each of them", least=1)
-    updates_per_step: int = knob(8, "mini-batches that a step's responses are split into", least=1)
+    steps: int = knob(100, "of sampling and training", least=1, most=2**31)
+    prompts_per_step: int = knob(64, "problems sampled a step", least=1, most=2**20)
+    group_size: int = knob(8, "responses to each of them", least=1, most=2**20)
+    updates_per_step: int = knob(8, "mini-batches that a step's responses are split into", least=1, most=2**20)
     method: str = knob("grpo", "a preset of experiments/method")
     reward: str = knob(
         "task", "task | random (a coin; arXiv 2509.26114) | path.py:function, a rule (prompt, text) → [0, 1]"
@@ -228,7 +228,7 @@ class Config:
     )
     eval_every: int = knob(20, "steps, besides the start and the end; 0: only these", least=0)
     checkpoint_every: int = knob(20, "steps", least=1)
-    threads: int = knob(0, "torch threads; 0: what torch chooses", least=0)
+    threads: int = knob(0, "torch threads; 0: what torch chooses", least=0, most=4096)
     results: str = knob("results", "the root of the runs' folders")
     run_dir: str = knob("", "the run's folder; default: <results>/<experiment>/<arm>/seed<seed>")
     model: Model = field(default_factory=Model)

@@ -95,6 +95,11 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
+# A reference to another key is of use; one to the environment would write its secrets into every
+# config.yaml.
+OmegaConf.clear_resolver("oc.env")
+
+
 def _looked_up(tree: dict[str, Any], origin: Origin) -> dict[str, Any]:
     """The complete `tree` with what its references stand for."""
     try:

@@ -37,6 +37,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"model.device={name}: {said(error)}") from None
+    if device.type == "meta":
+        raise BadInput(f"model.device={name}: holds no numbers, so nothing can be computed there")
     return device
 
 
@@ -99,6 +101,9 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         except Exception as error:  # a broken file surfaces as one of many exceptions of several libraries
             raise BadInput(f"model.path={path}: cannot be loaded ({said(error)})") from None
+        broken = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+        if broken is not None:
+            raise BadInput(f"model.path={path}: holds weights that are no numbers ({broken})")
         if tokenizer.eos_token_id is None:
             raise BadInput(f"model.path={path}: its tokenizer has no end-of-sequence token")
         if checkpointing:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import config
 from ..config import Limits
+from ..record.files import as_lines, write_whole
 from ..types import BadInput, Prompt, Rollout, Verdict
 from .counts import maj_at_k, miss_at_k, vote
 from .reward import verdicts
@@ -43,7 +44,7 @@ def read(path: Path) -> list[Problem]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}: line {number} is not JSON") from None
         problem = _problem(row, f"{path}: line {number}")
         if str(problem.id) in seen:
@@ -123,7 +124,7 @@ def write(path: Path, problems: list[Problem], graded: list[list[Verdict]]) -> P
         {"id": p.id, "n": len(vs), "correct": vs.count(Verdict.CORRECT), "verdicts": vs}
         for p, vs in zip(problems, graded)
     ]
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(out, as_lines(rows))
     return out
 
 

@@ -6,7 +6,9 @@ reference answer.
 """
 
 import json
+import math
 from collections.abc import Set
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,13 +107,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         try:
             return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}: line {error.lineno} is not JSON") from None
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}: line {getattr(error, 'lineno', 1)} is not JSON") from None
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}: line {number} is not JSON") from None
     return rows
 
@@ -144,15 +146,33 @@ def _column(row: dict[str, Any], name: str) -> Any:
     return value
 
 
+def _plain(value: Any) -> str | None:
+    """A text or a number as a text; None for anything else: a truth value, NaN, bytes, a mapping
+    and nothing at all are no problem and no answer, whatever `str` makes of them."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        return None
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+        return None
+    try:
+        text = str(value)
+        text.encode()  # half a surrogate pair is no text
+    except ValueError:
+        return None
+    return text if text.strip() else None
+
+
 def _reference(value: Any, form: str) -> str | None:
     """The reference answer in an answer column; None when it is not of that form. A list (of
     parts) is joined."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    parts = [_plain(part) for part in (value if isinstance(value, list) else [value])]
+    if not parts or None in parts:
+        return None
+    text = ", ".join(part for part in parts if part is not None)
     if form == "boxed":
         return final_answer(text)
     if form == "hashes":
         _, mark, answer = text.rpartition("####")
-        return answer.strip() if mark else None
+        return answer.strip() or None if mark else None
     return text
 
 
@@ -167,8 +187,12 @@ def _read_row(row: Any, problem: str, answer: str, form: str) -> tuple[Question,
             for m in question
         ):
             return None
+        if any(_plain(m["content"]) is None for m in question):
+            return None
         question = [{"role": m["role"], "content": m["content"]} for m in question]
-    return None if reference is None else (question if isinstance(question, list) else str(question), reference)
+    else:
+        question = _plain(question)
+    return None if reference is None or question is None else (question, reference)
 
 
 def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[tuple[Question, str]]:

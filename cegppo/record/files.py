@@ -27,6 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
     """The path to write to in the block; afterwards it is on the disk and has replaced `path`. A
     reader sees the old file or the new one, never a part."""
     unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)  # of a process that was killed; or a link, which would be followed
     yield unfinished
     with open(unfinished, "rb") as file:
         os.fsync(file)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+# The value of a key that says what it is, a password in an address, tokens of known services.
+SECRET = re.compile(
+    r"(?P<before>(?i:[\w.-]*(?:token|secret|passw(?:or)?d|api_?key))=)\S+"
+    r"|(?P<address>://[^\s/:@]*:)[^\s/@]+(?=@)"
+    r"|(?P<service>\b(?:hf|gh[pousr]|sk)[_-])[A-Za-z0-9_-]{16,}"
+)
 HERE = Path(__file__).resolve().parent
 # Code only: what a YAML says stands in config.yaml, and a record does not change what made it.
 CODE = ("--", ":/*.py", ":(top,exclude)results")
@@ -45,11 +52,16 @@ def _uncommitted() -> list[str]:
     ]
 
 
+def without_secrets(command: str) -> str:
+    """A command line without what looks like a password: it is recorded, and records are shared."""
+    return SECRET.sub(lambda found: f"{next(filter(None, found.groups()))}***", command)
+
+
 def session() -> dict[str, Any]:
     changes = _uncommitted()
     return {
         "start": now(),
-        "command": " ".join(["run.py", *sys.argv[1:]]),
+        "command": without_secrets(" ".join(["run.py", *sys.argv[1:]])),
         "host": socket.gethostname(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "pid": os.getpid(),

@@ -26,13 +26,18 @@ def packed(folder: Path) -> dict[str, Any] | None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a run; {} when there is none."""
+    """meta.json of a run; {} when there is none. Raises BadInput: it is damaged."""
     if (line := packed(folder)) is not None:
         return line["meta"]
     try:
-        return json.loads((folder / "meta.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        made = json.loads((folder / "meta.json").read_bytes())
+    except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict):  # it is only ever replaced whole
+        raise BadInput(f"{folder / 'meta.json'}: damaged (no JSON object); bring it back, or move it away")
+    return made
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:

@@ -149,6 +149,8 @@ class Ray:
             # tear the table.
             ray.init(
                 address=address,
+                # A cluster of its own is for this machine; Ray would listen on every interface.
+                _node_ip_address="127.0.0.1" if address is None else None,
                 ignore_reinit_error=True,
                 log_to_driver=False,
                 include_dashboard=False if address is None else None,
