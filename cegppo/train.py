@@ -5,6 +5,7 @@ puts on a token.
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from .problems.counts import mean_accuracy
 from .problems.reward import rule_digest
 from .record.run import Record, newest
 from .trainer import Trainer
-from .types import BadInput
+from .types import BadInput, TokenBatch
+from .update import Diverged
 
 
 def train(config: Config, show: Any) -> str:
@@ -70,8 +72,15 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         record.log_eval(0, rows, mean_accuracy(rows))
         show.evaluated(0, rows)
     while trainer.step < config.steps:
-        metrics = trainer.run_step()
+        try:
+            metrics = trainer.run_step()
+        except Diverged as error:
+            if error.batch is not None:
+                record.log_broken(trainer.step + 1, error.number, tensors(error.batch))
+            raise
         step = trainer.step
+        for number, mini in trainer.broken:
+            record.log_broken(step, number, tensors(mini))
         if trainer.tokens is not None:
             record.log_tokens(step, [part for parts in ranks.gathered(trainer.tokens.parts) for part in parts])
         record.log(step, metrics)
@@ -89,6 +98,12 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         if stopping:
             return "stopped"
     return "finished"
+
+
+def tensors(batch: TokenBatch) -> dict[str, torch.Tensor]:
+    """The fields of a batch that it has."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def due(step: int, every: int, last: int) -> bool:

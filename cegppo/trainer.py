@@ -4,7 +4,8 @@ prompt → rollout → reward → advantage → token loss → update → metric
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
         self.best = float("-inf")  # highest mean accuracy of an evaluation so far
         self.tokens: TokenRecord | None = None  # of the last step, when it was recorded
+        self.broken: list[tuple[int, TokenBatch]] = []  # updates that the step left out, by their number
         # What a checkpoint holds besides the policy, by the names of its files and keys.
         self.large: dict[str, checkpoint.Large] = {"optimizer": self.optimizer}
         if self.critic is not None:
@@ -132,20 +134,25 @@ class Trainer:
         set_lr(self.optimizer, rate)
         minis = self.mini_batches(x) if x is not None else []
         waits = self.critic is not None and step < c.critic.warmup_steps
+        self.broken = []
         tally, norms, looked = self._updates(collected, minis if not waits else [])
         critic: dict[str, float] = {}
         if self.critic is not None:
             k = c.critic
-            for mini in minis:
-                update_critic(
-                    self.critic, self.critic_optimizer, self.policy, mini, critic, clip=k.clip, grad_clip=k.grad_clip
-                )
+            for number, mini in enumerate(minis):
+                with self._may_skip(number):
+                    update_critic(
+                        self.critic, self.critic_optimizer, self.policy, mini, critic, clip=k.clip,
+                        grad_clip=k.grad_clip,
+                    )  # fmt: skip
         self.sampler.load(self.policy)
         end = time.perf_counter()
         made = metrics.summarize(
             collected, x, Tally.merged(ranks.gathered(tally.settled())), norms, metrics.total(ranks.gathered(critic))
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
+        if c.update.on_nonfinite == "skip":
+            made["update/skipped"] = float(len(self.broken))
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
         self.knobs.observe({name: value for name, value in made.items() if not name.startswith("time/")})
         self.step += 1
@@ -173,17 +180,35 @@ class Trainer:
                 mini = with_draws(mini, [c.seed, self.step, number])
             if self.tokens is not None:
                 self.tokens.update = number
-            norms.append(
-                update(
-                    self.policy, self.optimizer, mini, objective, tally,
-                    grad_clip=c.update.grad_clip, ledger=ledger, tokens=self.tokens,
-                )
-            )  # fmt: skip
+            skips = c.update.on_nonfinite == "skip"
+            own = Tally(self.rule) if skips else tally  # what an update that is left out would have added
+            with self._may_skip(number):
+                norms.append(
+                    update(
+                        self.policy, self.optimizer, mini, objective, own,
+                        grad_clip=c.update.grad_clip, ledger=ledger, tokens=self.tokens,
+                    )
+                )  # fmt: skip
+                tally = Tally.merged([tally, own]) if skips else tally
+            if self.broken:  # a step that lacks an update is not one to look at
+                ledger = self.tokens = None
         if ledger is None or self.tokens is None:
             return tally, norms, {}
         entries = ledger.close()
         self.tokens.finish(ledger.seen)
         return tally, norms, entries
+
+    @contextmanager
+    def _may_skip(self, number: int) -> Iterator[None]:
+        """An update whose gradient is not finite ends the run, or is left out and its batch kept,
+        as `update.on_nonfinite` says."""
+        try:
+            yield
+        except Diverged as error:
+            error.number = number
+            if self.config.update.on_nonfinite == "stop":
+                raise
+            self.broken.append((number, present(error.batch)))
 
     def _choose(self, mini: TokenBatch) -> torch.Tensor:
         """Whole rows of a mini-batch, at random, of at most `diagnostics.influence_tokens` tokens

@@ -17,6 +17,9 @@ class Diverged(Exception):
     """A gradient that is not finite, or a sampler that is not the policy; nothing was updated.
     Printed as one line; exit code 1."""
 
+    batch: TokenBatch | None = None  # what the gradient was of
+    number = 0  # of the update in its step
+
 
 def update(
     policy: Policy,
@@ -68,7 +71,7 @@ def update(
             tokens.add(x, w, cut(scales["policy"]))
     norm = clip_grad_norm(policy.model, grad_clip)
     if not torch.isfinite(norm):
-        raise Diverged(f"the gradient norm is {float(norm)}; nothing was updated")
+        raise _not_finite(f"the gradient norm is {float(norm)}", optimizer, mini)
     if ledger is not None:  # clip_grad_norm_ scales by min(1, max_norm / (norm + 1e-6))
         ledger.before(min(1.0, grad_clip / (float(norm) + 1e-6)) if grad_clip else 1.0)
     optimizer.step()
@@ -99,7 +102,15 @@ def update_critic(
         add("tokens", micro.mask_BT.sum())
     norm = clip_grad_norm(critic, grad_clip)
     if not torch.isfinite(norm):
-        raise Diverged(f"the critic's gradient norm is {float(norm)}; nothing was updated")
+        raise _not_finite(f"the critic's gradient norm is {float(norm)}", optimizer, mini)
     optimizer.step()
     add("norm", norm)
     add("updates", 1)
+
+
+def _not_finite(what: str, optimizer: torch.optim.Optimizer, mini: TokenBatch) -> Diverged:
+    """With nothing left behind: no gradient, and moments that never saw it."""
+    optimizer.zero_grad(set_to_none=True)
+    error = Diverged(f"{what}; nothing was updated")
+    error.batch = mini
+    return error

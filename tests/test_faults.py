@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from analysis import load
-from cegppo import config
+from cegppo import config, update
 from cegppo.config import Source
 from cegppo.model.policy import Policy
 from cegppo.problems import data, grader
@@ -140,6 +141,53 @@ def test_a_damaged_line_is_named(made):
         file.write(b'{"step": 5, "reward\xff\n{"step": 6}\n')
     with pytest.raises(BadInput, match=r"metrics.jsonl: line 5 is damaged"):
         train(asked, Silent())
+
+
+# -------------------------------------------------------------------------- what is not finite
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The gradient of the third update is NaN."""
+    calls = []
+    whole = update.clip_grad_norm
+
+    def clip(model, largest):
+        calls.append(model)
+        if len(calls) == 3:
+            for p in model.parameters():
+                p.grad *= float("nan")
+        return whole(model, largest)
+
+    monkeypatch.setattr(update, "clip_grad_norm", clip)
+    return calls
+
+
+@pytest.mark.parametrize("looks", ["diagnostics.every=0", "diagnostics.every=1"])
+def test_an_update_that_is_not_finite_is_left_out_and_kept(tiny, tmp_path, poisoned, looks):
+    folder = tmp_path / "run"
+    words = [f"run_dir={folder}", "steps=3", "updates_per_step=2", "update.on_nonfinite=skip", looks]
+    train(config.load(tiny, [*words, "wandb.mode=disabled"])[0], Silent())
+    rows = read_lines(folder / "metrics.jsonl")
+    assert [row["update/skipped"] for row in rows] == [0.0, 1.0, 0.0] and rows[1]["updates"] == 1.0
+    assert all(value is not None for row in rows for key, value in row.items() if not key.startswith("clip/prob"))
+    kept = load_file(folder / "broken" / "step000002-update0.safetensors")
+    assert {"logprob_BT", "old_logprob_BT", "advantage_BT", "mask_BT"} <= set(kept)
+    for name in ("model", "optimizer"):
+        stored = load_file(checkpoint(folder) / f"{name}.safetensors")
+        assert all(value.isfinite().all() for value in stored.values())
+    assert ("ledger/updates" in rows[0]) == looks.endswith("1") and "ledger/updates" not in rows[1]
+
+
+def test_a_run_that_stops_there_goes_on(tiny, tmp_path, poisoned):
+    folder = tmp_path / "run"
+    words = [f"run_dir={folder}", "steps=3", "updates_per_step=2", "checkpoint_every=1", "wandb.mode=disabled"]
+    asked = config.load(tiny, words)[0]
+    with pytest.raises(update.Diverged, match="the gradient norm is nan; nothing was updated"):
+        train(asked, Silent())
+    assert (folder / "broken" / "step000002-update0.safetensors").is_file() and steps(folder) == [1]
+    train(asked, Silent())  # the poison is used up
+    assert steps(folder) == [1, 2, 3]
 
 
 # --------------------------------------------------------------------------------- the full disk
@@ -385,7 +433,7 @@ def test_what_is_no_problem_and_no_answer_is_refused(column, value):
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     shutil.copytree(tiny_model, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

@@ -138,6 +138,9 @@ class Update:
     offload_optimizer: bool = knob(
         False, "AdamW's moments wait in the CPU's memory; does nothing more where the model is there too"
     )
+    on_nonfinite: Literal["stop", "skip"] = knob(
+        "stop", "a gradient that is not finite: end the run | leave that update out and count it. Its batch is kept"
+    )
     dual_clip: float = knob(0.0, "0: off; c > 1: no gradient where A < 0 and ratio > c", least=0)
     kl_coef: float = knob(0.0, "of the divergence from the frozen starting policy", least=0)
     kl_estimator: Literal["k1", "k2", "k3"] = knob("k3", "of that divergence, from the sampled token")

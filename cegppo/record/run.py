@@ -26,6 +26,7 @@ from .files import (
     remove_unfinished,
     remove_unused,
     sync,
+    whole,
     write_parquet,
     write_whole,
 )
@@ -162,6 +163,16 @@ class Record:
         if parts:
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             write_parquet(self.folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
+
+    def log_broken(self, step: int, number: int, batch: dict[str, Any]) -> None:
+        """broken/step<n>-update<u>.safetensors: the tensors of a mini-batch whose gradient was not
+        finite, to be looked at."""
+        from safetensors.torch import save_file
+
+        path = self.folder / "broken" / f"step{step:06d}-update{number}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as unfinished:
+            save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, unfinished)
 
     def _rewind(self, step: int) -> None:
         """Forget what was logged after `step`, since those lines are written again; of a run that
