@@ -16,6 +16,8 @@ What a module may ask for, each by a name of its own:
 * `WHOLE_BATCH = True`: it is given the whole mini-batch at once, however that is cut up;
 * `DRAWS = True`: `x.uniform_BT` holds seeded draws, the same however the mini-batch is cut up;
 * `make_knobs(values, steps)`: its knobs follow a controller (`cegppo.knobs.Knobs`).
+
+docs/methods.md has the methods built of them side by side, with their sources.
 """
 
 import importlib
