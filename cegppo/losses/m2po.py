@@ -5,11 +5,12 @@
              to be at most τ
     loss_t = 0 for t ∈ M,      −r · A elsewhere
 
-Source: arXiv 2510.01161; τ = 0.04. AReaL's code takes the moment over all tokens and against its
-proximal policy; a later implementation, after the paper's final version, over R alone, which is the
-rule here. Both divide by all tokens. Weight on ∇log π: r·A, or 0. What follows for the ratio is
-stated as `clip_low` and `clip_high`: e^±s with s² half way between the last (log r)² kept and the
-first cut. Limits: a large τ cuts nothing (the unclipped importance-weighted loss, value and
+Source: arXiv 2510.01161; τ = 0.04. The rule here is that of Trinity-RFT, after the paper's final
+version. AReaL takes the moment over all tokens. The code that the authors released takes it over R
+too, but counts a cut token in the mean, at the bound, which cuts more; it clips at the bound, with
+the same gradient. All divide by all tokens. Weight on ∇log π: r·A, or 0. What follows for the ratio
+is stated as `clip_low` and `clip_high`: e^±s with s² half way between the last (log r)² kept and
+the first cut. Limits: a large τ cuts nothing (the unclipped importance-weighted loss, value and
 gradient); with the bounds so found it is the gradient of `ppo_clip`; ratio ≡ 1 is REINFORCE.
 """
 
