@@ -131,7 +131,8 @@ class TokenBatch:
     """Response tokens of B rows, right-padded to T. What a token loss reads.
 
     All fields without a note are float tensors of shape [B, T]; log-probabilities are in nats, fp32
-    (fp64 in tests), at the sampling temperature. Only the first five are needed to evaluate a loss.
+    (fp64 in tests), at the sampling temperature. The first five are enough to evaluate a loss that
+    does not say it needs more.
     """
 
     logprob_BT: Tensor  # log π_θ of the sampled token; carries the gradient

@@ -109,6 +109,9 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
         (["loss.eps_low=[[0, 0.2], [2, 0.3], [50%, 0.4]]"], "it does not begin at steps [0, 2, 2]"),
         (["loss.eps_low=[[0, 0.2], [150%, 0.3]]"], "loss.eps_low: a share of the run is at most 100%"),
         (["data.train=[{task: gcd, params: [1]}]"], "command line: 'data.train.params' takes keys, not [1]"),
+        (["loss.eps_low=[[0, 0.2, linear]]"], "the first entry of a schedule has no value before it"),
+        (["loss.eps_low=[[0, 0.2], [9, 0.3, linea]]"], "goes linear or cosine from one value to the next, not 'linea'"),
+        (["loss.eps_low=[[0, 0.2], [9, 1.0, linear]]"], "loss.eps_low must be above 0 and below 1, not 1.0"),
         (["loss.eps_low=[0.2, 0.3]"], "loss.eps_low: a schedule is a list of [step, value] or [share%, value]"),
         (["loss.eps_low=[[0, true]]"], "loss.eps_low takes a float, not True"),
         (["rollout.prompts_per_round=8"], "command line: rollout.prompts_per_round needs rollout.drop_constant_groups"),
@@ -173,6 +176,24 @@ def test_a_schedule_by_shares_is_one_by_steps(tiny):
         config.load(tiny, ["method=cegppo", "loss.beta1=[[0, 0.0], [29, 0.5]]", "steps=100"])[0].identity()
         == steps.identity()
     )
+
+
+def test_a_schedule_goes_from_value_to_value(tiny):
+    """Straight or along half a cosine, from the step of one entry to that of the next; other
+    entries are steps."""
+    over = lambda schedule, steps=40: config.load(tiny, ["method=cegppo", f"steps={steps}", f"loss.beta1={schedule}"])[
+        0
+    ]
+    at = lambda loaded, *steps: [knobs_of(loaded).at(step)["beta1"] for step in steps]
+    line = over("[[0, 1.0], [50%, 0.0, linear], [30, 0.5], [100%, 0.7, linear]]")
+    assert at(line, 0, 5, 19, 20, 29) == pytest.approx([1.0, 0.75, 0.05, 0.0, 0.0])
+    assert at(line, 30, 35, 39) == pytest.approx([0.5, 0.6, 0.68])
+    wave = over("[[0, 0], [10, 1], [30, 3, cosine]]")
+    assert at(wave, 9, 10, 15, 20, 25, 30, 39) == pytest.approx([0, 1, 2 - 0.5**0.5, 2, 2 + 0.5**0.5, 3, 3])
+    assert knobs_of(wave).moving == ("beta1",)
+    assert over("[[0, 0], [50%, 1, linear]]").identity() == over("[[0, 0], [20, 1, linear]]").identity()
+    assert over("[[0, 0], [50%, 1, linear]]").identity() != over("[[0, 0], [50%, 1]]").identity()
+    assert over("[[0, 0], [50%, 1, linear]]").identity() != over("[[0, 0], [50%, 1, linear]]", 50).identity()
 
 
 def test_a_named_model_and_its_keys_in_either_order(tiny):

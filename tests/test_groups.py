@@ -14,7 +14,7 @@ from cegppo.record.files import read_lines
 from cegppo.rollout.collect import Collected
 from cegppo.train import train
 from cegppo.trainer import Trainer, with_draws
-from cegppo.types import ORIGINS, Group, Score, Verdict
+from cegppo.types import ORIGINS, BadInput, Group, Score, Verdict
 
 from .test_train import Silent, gradient, load, without_times
 
@@ -153,6 +153,13 @@ def test_knobs_that_set_themselves_are_logged_saved_and_restored(tiny, tmp_path,
     train(load(tiny, *options, "steps=2", f"run_dir={tmp_path / 'parts'}"), Silent())
     train(load(tiny, *options, "steps=4", f"run_dir={tmp_path / 'parts'}"), Silent())
     assert without_times(tmp_path / "parts" / "metrics.jsonl") == without_times(tmp_path / "whole" / "metrics.jsonl")
+
+
+def test_a_knob_that_is_no_float_only_steps(tiny, own_losses):
+    (own_losses / "counted.py").write_text(CONTROLLER.replace("gain: float = 1.0", "gain: int = 1"))
+    assert load(tiny, "loss.name=counted", "loss.gain=[[0, 1], [2, 4]]").loss["gain"] == [[0, 1], [2, 4]]
+    with pytest.raises(BadInput, match="loss.gain takes a int: from one value to the next it can only step"):
+        load(tiny, "loss.name=counted", "loss.gain=[[0, 1], [2, 4, linear]]")
 
 
 def test_a_loss_states_its_own_bounds(tiny, own_losses):

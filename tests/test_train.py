@@ -20,7 +20,7 @@ from cegppo.objective import Objective, aggregation, kl_penalty
 from cegppo.record.files import read_lines
 from cegppo.record.run import Record, checkpoint
 from cegppo.train import train
-from cegppo.trainer import Trainer, knobs_of, objective_of
+from cegppo.trainer import Trainer, knobs_of, objective_of, with_draws
 from cegppo.types import BadInput, TokenBatch
 from cegppo.update import update
 
@@ -77,7 +77,7 @@ EXTRAS = [
 @pytest.mark.parametrize("name", losses.names())
 def test_micro_batches_do_not_change_the_gradient(tiny, name, aggregate):
     trainer = Trainer(load(tiny, f"loss.name={name}", f"update.aggregate={aggregate}", *EXTRAS))
-    mini = moved(trainer, trainer.batch(trainer.collect(0)))
+    mini = with_draws(moved(trainer, trainer.batch(trainer.collect(0))), [0, 1, 2])
     mini = mini.but(correct_B=torch.arange(len(mini)).remainder(3).eq(0).float())
     whole, tally, norm = gradient(trainer, mini, 10**9)
     sizes = []

@@ -99,9 +99,11 @@ def check_loss(loss: dict[str, Any], steps: int, origin: Origin) -> None:
             raise BadInput(f"{where}: loss '{name}' has no knob 'loss.{key}'{hint}")
         if isinstance(value, list) and (problem := schedule_problem(value, steps)):
             raise BadInput(f"{where}: loss.{key}: {problem}")
-        for one in [v for _, v in value] if isinstance(value, list) else [value]:
+        kind = type(knobs[key].default).__name__
+        if isinstance(value, list) and kind != "float" and any(len(entry) == 3 for entry in value):
+            raise BadInput(f"{where}: loss.{key} takes a {kind}: from one value to the next it can only step")
+        for one in [entry[1] for entry in value] if isinstance(value, list) else [value]:
             if not _fits(one, knobs[key].default):
-                kind = type(knobs[key].default).__name__
                 raise BadInput(f"{where}: loss.{key} takes a {kind}, not {one!r}")
             if _numbers(one) and (problem := _beyond(one, knobs[key])):
                 raise BadInput(f"{where}: loss.{key} {problem}, not {one}")

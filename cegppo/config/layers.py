@@ -293,7 +293,7 @@ def _completed(loss: dict[str, Any]) -> dict[str, Any]:
 
     def like_default(key: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [[when, like_default(key, v)] for when, v in value]
+            return [[when, like_default(key, v), *how] for when, v, *how in value]
         return type(defaults[key])(value)
 
     given = {key: like_default(key, value) for key, value in loss.items() if key != "name"}

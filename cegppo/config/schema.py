@@ -263,7 +263,7 @@ class Config:
         made = {k: v for k, v in flatten(self.to_dict()).items() if not under(k, NOT_IDENTITY)}
         for key, value in self.loss.items():
             if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
-                made[f"loss.{key}"] = [[first_step(when, self.steps), v] for when, v in value]
+                made[f"loss.{key}"] = [[first_step(when, self.steps), *rest] for when, *rest in value]
         return made
 
 

@@ -9,10 +9,15 @@ Two facts have a meaning of their own: `clip_low` and `clip_high`, the bounds on
 outside which this loss changes its rule (A < 0 below the one, A > 0 above the other). The
 instrument states clip facts at them. A loss without such bounds leaves them out.
 
+A loss that shares another's rule imports it, and its `Params` may extend the other's. One that
+reads more of the batch than its first five fields and the draws says so in its docstring.
+
 What a module may ask for, each by a name of its own:
 * `WHOLE_BATCH = True`: it is given the whole mini-batch at once, however that is cut up;
 * `DRAWS = True`: `x.uniform_BT` holds seeded draws, the same however the mini-batch is cut up;
 * `make_knobs(values, steps)`: its knobs follow a controller (`cegppo.knobs.Knobs`).
+
+docs/methods.md has the methods built of them side by side, with their sources.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """Batches that the tests of the losses share, in float64, and what a loss makes of them.
 
-Only the five fields that every loss may count on are set.
+Besides the five fields that every loss may count on, those that a loss may ask for: the entropy
+before the updates, and uniform draws.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ EPS = 0.25  # 1 ± 0.25 and their ratios are exact in binary
 CELLS = [(a, r) for a in (1.5, -0.5, 0.0) for r in (0.5, 0.75, 1.0, 1.25, 2.0)]
 
 
+def draws(mask_BT: Tensor) -> Tensor:
+    """[B, T] uniform draws in [0, 1), the same for a place however wide the batch is."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.rand(16, 512, generator=generator, dtype=torch.float64)[: mask_BT.shape[0], : mask_BT.shape[1]]
+
+
 def one_row(cells: Sequence[tuple[float, float]], old: float = -1.0) -> TokenBatch:
     """One row whose tokens are the cells; log π = log π_old + log r."""
     advantage_BT = torch.tensor([[a for a, _ in cells]], dtype=torch.float64)
@@ -29,6 +36,8 @@ def one_row(cells: Sequence[tuple[float, float]], old: float = -1.0) -> TokenBat
         advantage_BT=advantage_BT,
         mask_BT=torch.ones_like(advantage_BT),
         entropy_BT=torch.ones_like(advantage_BT),
+        old_entropy_BT=torch.ones_like(advantage_BT),
+        uniform_BT=draws(advantage_BT),
     )
 
 
@@ -43,6 +52,8 @@ def rows(advantage_B: list[float], ratio_BT: list[list[float]], mask_BT: list[li
         advantage_BT=torch.tensor(advantage_B, dtype=torch.float64)[:, None] * mask,
         mask_BT=mask,
         entropy_BT=torch.ones_like(mask),
+        old_entropy_BT=torch.ones_like(mask),
+        uniform_BT=draws(mask),
     )
 
 
@@ -54,12 +65,15 @@ def ragged(seed: int = 0) -> TokenBatch:
     mask_BT = (torch.arange(7)[None] < torch.tensor([7, 1, 4, 6, 2, 5])[:, None]).double()
     old_BT = -draw().abs() * mask_BT
     advantage_B = torch.tensor([1.2, -0.7, 0.0, -1.5, 0.4, 0.0], dtype=torch.float64)
+    logprob_BT, entropy_BT = old_BT + 0.5 * draw() * mask_BT, draw().abs() * mask_BT
     return TokenBatch(
-        logprob_BT=(old_BT + 0.5 * draw() * mask_BT).requires_grad_(),
+        logprob_BT=logprob_BT.requires_grad_(),
         old_logprob_BT=old_BT,
         advantage_BT=advantage_B[:, None] * mask_BT,
         mask_BT=mask_BT,
-        entropy_BT=draw().abs() * mask_BT,
+        entropy_BT=entropy_BT,
+        old_entropy_BT=entropy_BT * (1 + 0.05 * draw()),
+        uniform_BT=draws(mask_BT),
     )
 
 
@@ -77,6 +91,22 @@ def evaluated(name: str, x: TokenBatch, **knobs: Any) -> tuple[Tensor, Tensor, d
     loss_BT, facts = module.token_loss(x, module.Params(**knobs))
     (slope_BT,) = torch.autograd.grad(loss_BT[x.mask_BT.bool()].sum(), x.logprob_BT)
     return loss_BT.detach(), -slope_BT, facts
+
+
+def importance_weighted(x: TokenBatch) -> tuple[Tensor, Tensor]:
+    """(loss, weight) of −r · A, each [B, T]: the loss that neither clips nor masks."""
+    weight_BT = (x.advantage_BT * x.ratio_BT).detach()
+    return -weight_BT, weight_BT
+
+
+def assert_same(
+    ours: tuple[Tensor, Tensor, dict[str, Tensor]], theirs: tuple[Tensor, ...], where_BT: Tensor | None = None
+) -> None:
+    """Value and gradient of two losses agree; only where `where_BT` says so, if it is given."""
+    for one_BT, other_BT in zip(ours[:2], theirs[:2], strict=True):
+        inside_BT = torch.ones_like(one_BT, dtype=torch.bool) if where_BT is None else where_BT
+        assert inside_BT.any()
+        torch.testing.assert_close(one_BT[inside_BT], other_BT[inside_BT], rtol=1e-10, atol=1e-12)
 
 
 def assert_reinforce_at_ratio_one(name: str, **knobs: Any) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from .batches import CELLS, EPS, assert_reinforce_at_ratio_one, evaluated, exact_eps, one_row
+from .batches import CELLS, EPS, assert_reinforce_at_ratio_one, assert_same, evaluated, exact_eps, one_row
 
 EXACTLY = dict(rtol=1e-10, atol=1e-12)
 
@@ -48,3 +48,17 @@ def test_a_ratio_that_underflows_still_gets_its_bounded_weight(log_ratio):
 
 def test_at_ratio_one_it_is_reinforce():
     assert_reinforce_at_ratio_one("cegppo")
+
+
+def test_with_betas_one_it_is_gppo_as_klear_reasoner_writes_it():
+    """min(δ A, clip(δ, (1 − ε_l) / sg(δ) · δ, (1 + ε_h) / sg(δ) · δ) A), arXiv 2508.07629, Eq. 11:
+    value and gradient in every cell."""
+    x = one_row(CELLS)
+    eps = exact_eps(x)
+    r_BT, a_BT = x.ratio_BT, x.advantage_BT
+    unit_BT = r_BT / r_BT.detach()
+    low_BT, high_BT = (1 - eps["eps_low"]) * unit_BT, (1 + eps["eps_high"]) * unit_BT
+    clipped_BT = torch.where(r_BT < low_BT, low_BT, torch.where(r_BT > high_BT, high_BT, r_BT))
+    written_BT = -torch.minimum(r_BT * a_BT, clipped_BT * a_BT)
+    (slope_BT,) = torch.autograd.grad(written_BT.sum(), x.logprob_BT)
+    assert_same(evaluated("cegppo", x, beta1=1, beta2=1, **eps), (written_BT.detach(), -slope_BT))
