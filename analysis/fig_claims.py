@@ -13,6 +13,7 @@ BLOCKS = ("claims", "claims count")
 FAMILIES = {
     "paper": "What the paper claims, on the default testbed",
     "map": "Where β matters: the regimes",
+    "cliff": "Why the low side collapses",
 }
 VERDICTS = ("held", "not held", "undecided", "missing")
 

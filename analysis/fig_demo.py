@@ -1,5 +1,5 @@
 """The demo's question and its answer: does β decide the entropy, with a coin for a reward and with
-the task's? Reads the runs of sweeps/demo.yaml."""
+the task's? Reads the runs of sweeps/demo.yaml: GRPO, and one side's gradient given back."""
 
 from pathlib import Path
 
@@ -11,31 +11,23 @@ from . import evolution, ledger, lever, load, stats, style
 
 SWEEP = "demo"
 REWARDS = {"coin": "the reward is a coin", "task": "the reward is the task"}
-METHODS = ("grpo", "cegppo")
+METHODS = {"grpo": "grpo", "high": "beta_0_1", "low": "beta_1_0"}  # and whose look it has
 ARMS = [f"{reward}_{method}" for reward in REWARDS for method in METHODS]
-KINDS = {"foretold": ("#777777", "D"), "measured": (style.look("cegppo")[1]["color"], "o")}
 
 
 def draw(results: Path) -> None:
     runs, tests = load.metrics(results, SWEEP, ARMS), load.evaluations(results, SWEEP, ARMS)
     load.refuse_unfinished(runs, results / SWEEP)
-    found = {row.reference.partition("_")[0]: row for row in lever.foretold(results) if row.sweep == SWEEP}
-    figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.6), constrained_layout=True, width_ratios=(1, 1, 0.8))
+    found = {row.arm: row for row in lever.foretold(results) if row.sweep == SWEEP}
+    figure, axes = plt.subplots(1, 3, figsize=(11.8, 3.7), constrained_layout=True, width_ratios=(1, 1, 0.85))
     for axis, (reward, title) in zip(axes, REWARDS.items()):
         courses(axis, runs, reward)
         axis.set(title=f"Entropy, {title}", xlabel="step", ylabel="nats per token")
-    shared = [axis.get_ylim() for axis in axes[:2]]
+    top = max(axis.get_ylim()[1] for axis in axes[:2])
     for axis in axes[:2]:
-        axis.set_ylim(max(0.0, min(low for low, _ in shared)), max(high for _, high in shared))
-    for n, row in enumerate(found[reward] for reward in reversed(REWARDS) if reward in found):
-        for (kind, (colour, marker)), shift in zip(KINDS.items(), (0.12, -0.12)):
-            mean, low, high = getattr(row, "predicted" if kind == "foretold" else kind)
-            axes[2].plot([low, high], [n + shift] * 2, color=colour)
-            axes[2].plot(mean, n + shift, marker=marker, color=colour, linestyle="none", label=kind)
-    axes[2].axvline(0, color="black", linewidth=1)
-    axes[2].set_yticks(range(len(found)), [reward for reward in reversed(REWARDS) if reward in found])
-    axes[2].set(title="CE-GPPO less GRPO at the end", xlabel="nats per token", ylim=(-0.5, len(found) - 0.5))
-    style.legend(figure, 4, axes[0], axes[2])
+        axis.set_ylim(0, top)
+    differences(axes[2], found)
+    style.legend(figure, 5, axes[0], axes[2])
     seeds = runs["seed"].nunique()
     style.caption(
         figure,
@@ -45,20 +37,42 @@ def draw(results: Path) -> None:
     )
     path = style.save(figure, results, SWEEP)
     print(cells(runs, tests).to_string(index=False))
-    print("\nDoes β decide the entropy? CE-GPPO (0.5, 1) less GRPO at the end, nats:")
-    for reward, row in found.items():
-        print(f"  {REWARDS[reward]:<23} {answer(row)}")
+    print("\nDoes β decide the entropy? Difference to GRPO at the end, nats:")
+    for arm in ARMS:
+        if arm in found:
+            reward, method = arm.split("_")
+            print(f"  {REWARDS[reward]:<23} {style.look(METHODS[method])[0]}: {answer(found[arm])}")
     print(f"\nfigure: {path}")
 
 
 def courses(axis: plt.Axes, runs: pd.DataFrame, reward: str) -> None:
-    """Entropy of both methods, a thin line a seed."""
-    for method in METHODS:
-        label, line = style.look(method)
+    """Entropy of each method, a thin line a seed."""
+    for method, name in METHODS.items():
+        label, line = style.look(name)
         smooth = evolution.smooth(runs[runs["arm"] == f"{reward}_{method}"], "entropy/mean")
         if smooth.shape[1] > 1:
             axis.plot(smooth, **line | {"linewidth": 0.7, "alpha": 0.6})
         axis.plot(smooth.mean(axis=1), label=label, **line | {"linewidth": 2.2})
+
+
+def differences(axis: plt.Axes, found: dict[str, lever.Foretold]) -> None:
+    """What each arm came to against GRPO, and what was foretold, a row an arm."""
+    arms = [arm for arm in ARMS if arm in found][::-1]
+    for place, arm in enumerate(arms):
+        measured, foretold = found[arm].measured, found[arm].predicted
+        colour = style.look(METHODS[arm.split("_")[1]])[1]["color"]
+        for (mean, low, high), shift, shade, marker, label in (
+            (measured, -0.13, colour, "o", None),
+            (foretold, 0.17, "#777777", "D", "foretold"),
+        ):
+            axis.plot([low, high], [place + shift] * 2, color=shade)
+            axis.plot(mean, place + shift, marker=marker, color=shade, linestyle="none", label=label)
+    reach = 1.15 * max((abs(found[arm].measured[0]) for arm in arms), default=1.0)
+    axis.set_xlim(-reach, reach)
+    axis.axvline(0, color="black", linewidth=1)
+    names = [f"{arm.split('_')[0]}, {style.look(METHODS[arm.split('_')[1]])[0]}" for arm in arms]
+    axis.set_yticks(range(len(arms)), names)
+    axis.set(title="Less GRPO's at the end", xlabel="nats per token", ylim=(-0.6, len(arms) - 0.4))
 
 
 def answer(row: lever.Foretold) -> str:
@@ -87,10 +101,11 @@ def cells(runs: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "reward": reward,
-                "algorithm": style.look(method)[0],
+                "algorithm": style.look(METHODS[method])[0],
                 "entropy": f"{start.mean():.3f} → {end.mean():.3f}",
                 "accuracy": f"{score[0]:.3f} → {score[1]:.3f}",
                 "outside, low / high": f"{mine['clip/low'].mean():.2%} / {mine['clip/high'].mean():.2%}",
+                "length": f"{evolution.ends(mine, 'length/mean')[1].mean():.0f}",
                 "seeds": len(end),
             }
         )

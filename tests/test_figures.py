@@ -68,6 +68,7 @@ SWEEPS = {
 CLASSES = list(ledger.CLASSES)
 LINES = [
     "entropy/mean",
+    "length/mean",
     "kl/old_k1",
     "kl/old_k3",
     "grad/norm",
