@@ -88,6 +88,16 @@ def curve(axis: plt.Axes, steps_by_seeds: pd.DataFrame, arm: str, **options: Any
         axis.fill_between(steps_by_seeds.index, *np.transpose(bounds), color=line["color"], alpha=0.13, linewidth=0)
 
 
+def each_seed(axis: plt.Axes, runs: pd.DataFrame, key: str, arm: str) -> None:
+    """`key` of an arm's `runs`, smoothed: a thin line a seed and their mean. For few seeds, or runs
+    that part ways, of which a mean with an interval says little."""
+    label, line = style.look(arm)
+    smoothed = smooth(runs, key)
+    if smoothed.shape[1] > 1:
+        axis.plot(smoothed, **line | {"linewidth": 0.7, "alpha": 0.6})
+    axis.plot(smoothed.mean(axis=1), label=label, **line | {"linewidth": 2.2})
+
+
 def smooth(runs: pd.DataFrame, key: str) -> pd.DataFrame:
     """Steps × seeds of `key`, moving average."""
     return by_step(runs, key).rolling(WINDOW, min_periods=1).mean()

@@ -21,7 +21,8 @@ def draw(results: Path) -> None:
     found = {row.arm: row for row in lever.foretold(results) if row.sweep == SWEEP}
     figure, axes = plt.subplots(1, 3, figsize=(11.8, 3.7), constrained_layout=True, width_ratios=(1, 1, 0.85))
     for axis, (reward, title) in zip(axes, REWARDS.items()):
-        courses(axis, runs, reward)
+        for method, look in METHODS.items():
+            evolution.each_seed(axis, runs[runs["arm"] == f"{reward}_{method}"], "entropy/mean", look)
         axis.set(title=f"Entropy, {title}", xlabel="step", ylabel="nats per token")
     top = max(axis.get_ylim()[1] for axis in axes[:2])
     for axis in axes[:2]:
@@ -43,16 +44,6 @@ def draw(results: Path) -> None:
             reward, method = arm.split("_")
             print(f"  {REWARDS[reward]:<23} {style.look(METHODS[method])[0]}: {answer(found[arm])}")
     print(f"\nfigure: {path}")
-
-
-def courses(axis: plt.Axes, runs: pd.DataFrame, reward: str) -> None:
-    """Entropy of each method, a thin line a seed."""
-    for method, name in METHODS.items():
-        label, line = style.look(name)
-        smooth = evolution.smooth(runs[runs["arm"] == f"{reward}_{method}"], "entropy/mean")
-        if smooth.shape[1] > 1:
-            axis.plot(smooth, **line | {"linewidth": 0.7, "alpha": 0.6})
-        axis.plot(smooth.mean(axis=1), label=label, **line | {"linewidth": 2.2})
 
 
 def differences(axis: plt.Axes, found: dict[str, lever.Foretold]) -> None:

@@ -20,6 +20,7 @@ from analysis import (
     claims,
     fig_algorithms,
     fig_beta_map,
+    fig_cliff,
     fig_demo,
     fig_fig1,
     fig_fig2,
@@ -64,6 +65,7 @@ SWEEPS = {
     "map/task": ["grpo", "cegppo", "high"],
     "map/easy": ["grpo", "cegppo"],
     "demo": fig_demo.ARMS,
+    "cliff": fig_cliff.ARMS,
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [
