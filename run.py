@@ -113,6 +113,20 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument("--results", **results)
     figures.add_argument("--only", nargs="+", metavar="NAME", help="which figures (default: all but the demo's)")
 
+    compare = verbs.add_parser(
+        "compare", help="a table, paired differences and the figure of any runs",
+        description=(
+            "Compare the arms of a sweep, or single runs: entropy, accuracy, clip shares, levers, length, and paired "
+            "differences to the first arm with 95 % t intervals and Holm's correction. Printed, and written to "
+            "<results>/figures/compare_* as Markdown, CSV, LaTeX and a figure."
+        ),
+    )  # fmt: skip
+    compare.add_argument(
+        "what", metavar="SWEEP|RUN_FOLDER", nargs="+", help="a sweep's file, name or folder; folders of runs or of arms"
+    )
+    compare.add_argument("--to", metavar="ARM", help="the arm that others are compared with (default: the first)")
+    compare.add_argument("--results", **results)
+
     keep = verbs.add_parser(
         "keep", help="pack the finished runs of a sweep, without loss",
         description=(
@@ -161,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
+    if options.verb in FILES_ALONE:  # they read files only, and do without torch
         from analysis.load import Missing
 
         try:
@@ -282,13 +296,33 @@ def verb_sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(command.plan(options.sweep, options.overrides))
         return 0
-    return command.run(options.sweep, options.overrides, SweepScreen())
+    return command.run(options.sweep, options.overrides, SweepScreen(), print_comparison)
+
+
+def print_comparison(name: str, folders: list[Path]) -> None:
+    """What came out of a sweep's runs; or why that cannot be said, which is no failure of the
+    sweep."""
+    from analysis import compare
+    from analysis.load import Missing
+
+    order = list(dict.fromkeys(folder.parent.name for folder in folders))
+    try:
+        print(compare.write(compare.compared(folders, folders[0].parent.parent.parent, order, name=name)))
+    except (Missing, OSError) as error:
+        print(f"no comparison: {error}", file=sys.stderr)
 
 
 def verb_figures(options: argparse.Namespace) -> int:
     from analysis import draw
 
     return draw.figures(Path(options.results), options.only)
+
+
+def verb_compare(options: argparse.Namespace) -> int:
+    from analysis import compare
+
+    print(compare.text(options.what, Path(options.results), options.to))
+    return 0
 
 
 def verb_keep(options: argparse.Namespace) -> int:
@@ -322,8 +356,9 @@ def verb_advise(options: argparse.Namespace) -> int:
 
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
-    "report": verb_report, "advise": verb_advise,
+    "report": verb_report, "advise": verb_advise, "compare": verb_compare,
 }  # fmt: skip
+FILES_ALONE = ("figures", "report", "advise", "compare")
 
 if __name__ == "__main__":
     sys.exit(main())

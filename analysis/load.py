@@ -110,7 +110,8 @@ def tests(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(_lines(folder, "eval.jsonl", pack.EVALUATIONS))
 
 
-def _evaluations(folder: Path) -> pd.DataFrame:
+def evaluated(folder: Path) -> pd.DataFrame:
+    """`evaluations` of the run in `folder`, without arm and seed."""
     foreign = foreign_run(folder)
     if foreign is not None:
         return foreign[1]
@@ -130,7 +131,7 @@ def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame
 
     `correct` is None for another framework's run, of which only the accuracy is known.
     """
-    return _complete(_load(results, experiment, _evaluations), results, experiment, arms)
+    return _complete(_load(results, experiment, evaluated), results, experiment, arms)
 
 
 def at_checkpoint(tests: pd.DataFrame, which: str) -> pd.DataFrame:

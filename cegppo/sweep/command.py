@@ -1,6 +1,8 @@
 """`run.py sweep`: a grid or a search, planned or run."""
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from . import grid, search
@@ -21,27 +23,36 @@ def plan(path: str, overrides: list[str]) -> str:
     )
 
 
-def run(path: str, overrides: list[str], screen: Any) -> int:
-    """Run what is not finished; the exit code. Raises BadInput."""
+def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, list[Path]], None]) -> int:
+    """Run what is not finished; the exit code. `compare(name, folders)` is called at the end of a
+    grid that was not interrupted. Raises BadInput."""
     described = grid.describe(path, overrides)
     if is_search(described):
         found = search.Search(described)
-        code = _run(described.sweep(found.runs), found, screen)
+        code, failed = _run(described.sweep(found.runs), found, screen)
+        _say_failed(failed)
         print(found.best())
         found.close()
         return code
     expanded = grid.expand(described)
     work = grid.Grid(expanded)
-    code = _run(expanded, work, screen)
-    if work.already:
-        print(work.already)
+    code, failed = _run(expanded, work, screen)
+    try:
+        if code != 130:
+            compare(expanded.name, [run.folder for run in expanded.runs])
+    finally:
+        _say_failed(failed)
+        if work.already:
+            print(work.already)
     return code
 
 
-def _run(sweep: grid.Sweep, work: Any, screen: Any) -> int:
+def _run(sweep: grid.Sweep, work: Any, screen: Any) -> tuple[int, list[grid.Run]]:
     with screen:
-        code, failed = grid.run_all(sweep, work, screen.show)
+        return grid.run_all(sweep, work, screen.show)
+
+
+def _say_failed(failed: list[grid.Run]) -> None:
     for run in failed:
         where = run.folder / "output.txt"
         print(f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({where})", file=sys.stderr)
-    return code
