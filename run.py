@@ -127,6 +127,23 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--to", metavar="ARM", help="the arm that others are compared with (default: the first)")
     compare.add_argument("--results", **results)
 
+    listing = verbs.add_parser(
+        "list", help="which runs there are: state, step, score, age",
+        description=(
+            "A line an arm of everything under FOLDER; a line a run where FOLDER is a sweep's, an arm's or a run's. "
+            "Score: mean accuracy of the benchmarks at the last evaluation, mean over runs. Age: since the last one "
+            "ended, or wrote. Silent: it says that it runs, and has written nothing for the time of ten steps."
+        ),
+    )  # fmt: skip
+    listing.add_argument("folder", metavar="FOLDER", nargs="?", default="results", help="default: results")
+
+    diff = verbs.add_parser(
+        "diff", help="what differs between two configurations",
+        description="Print the keys in which two runs, arms or experiments differ, with the values of both.",
+    )  # fmt: skip
+    for name in ("A", "B"):
+        diff.add_argument(name.lower(), metavar=name, help="RUN_FOLDER or EXPERIMENT.yaml")
+
     keep = verbs.add_parser(
         "keep", help="pack the finished runs of a sweep, without loss",
         description=(
@@ -325,6 +342,32 @@ def verb_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def verb_list(options: argparse.Namespace) -> int:
+    from analysis import listing
+
+    print(listing.text(Path(options.folder)))
+    return 0
+
+
+def verb_diff(options: argparse.Namespace) -> int:
+    from analysis import listing
+    from analysis.load import Missing
+
+    def settings(name: str) -> dict[str, Any]:
+        if Path(name).suffix != ".yaml":
+            return listing.settings(Path(name))
+        from cegppo import config  # brings torch, which two run folders do without
+        from cegppo.types import BadInput
+
+        try:
+            return config.load(name)[0].to_dict()
+        except BadInput as error:
+            raise Missing(str(error)) from None
+
+    print(listing.difference((options.a, options.b), (settings(options.a), settings(options.b))))
+    return 0
+
+
 def verb_keep(options: argparse.Namespace) -> int:
     from cegppo.record.keep import keep, sweep_folder
 
@@ -357,8 +400,9 @@ def verb_advise(options: argparse.Namespace) -> int:
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
     "report": verb_report, "advise": verb_advise, "compare": verb_compare,
+    "list": verb_list, "diff": verb_diff,
 }  # fmt: skip
-FILES_ALONE = ("figures", "report", "advise", "compare")
+FILES_ALONE = ("figures", "report", "advise", "compare", "list", "diff")
 
 if __name__ == "__main__":
     sys.exit(main())

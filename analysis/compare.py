@@ -36,13 +36,6 @@ class Compared:
         return "compare_" + re.sub(r"[^\w.-]+", "_", self.name)[:LONGEST_NAME]
 
 
-def runs_at(path: Path) -> list[Path]:
-    """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
-    if load.meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):
-        return [path]
-    return [folder for folder in load.run_folders(path.parent) if folder.parent == path] or load.run_folders(path)
-
-
 def find(name: str, results: Path) -> tuple[list[Path], list[str]]:
     """(run folders, arms in their order where a sweep file says it) of a sweep's YAML, its name,
     its folder, or a run's or an arm's folder. Raises Missing."""
@@ -58,7 +51,7 @@ def find(name: str, results: Path) -> tuple[list[Path], list[str]]:
         if path.is_dir():  # a sweep that is named by its folder
             file = SWEEPS / f"{path.name}.yaml"
     for there in tried:
-        if found := runs_at(there):
+        if found := load.runs_at(there):
             return found, _order(file)
     known = [p.name for p in results.iterdir() if p.is_dir()] if results.is_dir() else []
     raise load.Missing(f"{tried[-1]}: no runs there{load.nearest(path.stem if path.suffix else name, known)}")

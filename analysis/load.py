@@ -54,6 +54,20 @@ def run_folders(sweep: Path) -> list[Path]:
     return sorted({*sweep.glob("*/seed*"), *(sweep / name for name in pack.runs(sweep))})
 
 
+def sweeps(results: Path) -> list[Path]:
+    """The folders under `results` that hold runs: a sweep's, or a sweep's in one of several
+    experiments (map/coin)."""
+    folders = (path for depth in ("*", "*/*") for path in results.glob(depth) if path.is_dir())
+    return sorted(path for path in folders if run_folders(path))
+
+
+def runs_at(path: Path) -> list[Path]:
+    """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
+    if meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):
+        return [path]
+    return [folder for folder in run_folders(path.parent) if folder.parent == path] or run_folders(path)
+
+
 def meta(folder: Path) -> dict:
     """meta.json of the run in `folder`; {} when there is none."""
     if line := _packed(folder):
