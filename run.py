@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         help="show the resolved configuration and where each value came from, then stop",
     )
 
+    train.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew in a folder that holds a run, which is moved aside (aside-<name>-<n>), never deleted",
+    )
+
     evaluate = verbs.add_parser(
         "eval", help="evaluate a checkpoint of a run, or an experiment's starting model; grade saved generations",
         description=(
@@ -79,7 +86,11 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("overrides", **{**overrides, "help": "e.g. eval.k=32 eval.temperature=0.6"})
     evaluate.add_argument(
-        "--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint of a run (default: latest)"
+        "--checkpoint",
+        type=checkpoint_name,
+        default="latest",
+        metavar="latest|best|STEP",
+        help="which checkpoint of a run (default: latest)",
     )
 
     sweep = verbs.add_parser(
@@ -181,6 +192,13 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def checkpoint_name(text: str) -> str:
+    """latest, best or a step, for argparse."""
+    if text not in ("latest", "best") and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither latest nor best nor a step")
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     strange = [item for item in rest if item.startswith("-") or not hasattr(options, "overrides")]
@@ -251,6 +269,13 @@ def verb_train(options: argparse.Namespace) -> int:
         if ranks.rank() == 0:
             print(config.explain(resolved, origin))
         return 0
+    if options.fresh:
+        from cegppo.record.aside import move_aside
+
+        with ranks.together():
+            moved = move_aside(resolved.folder) if ranks.rank() == 0 else None
+        if moved:
+            print(f"moved aside: {moved}", file=sys.stderr)
     from cegppo.screen import Screen
     from cegppo.train import train
     from cegppo.update import Diverged
@@ -404,5 +429,20 @@ VERBS = {
 }  # fmt: skip
 FILES_ALONE = ("figures", "report", "advise", "compare", "list", "diff")
 
+
+def front_door() -> int:
+    """`main`, for a shell: a reader that has seen enough (`| head`) is no error of a command that
+    only prints, and ends one that works."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+        if {"train", "eval", "sweep"} & set(sys.argv[1:2]) and not {"--print", "--dry-run"} & set(sys.argv):
+            print("error: standard output was closed; the same command continues", file=sys.stderr)
+        return 128 + signal.SIGPIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(front_door())

@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
 types knobs losses.* objective
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-ranks config.recipe config.schema config.checks config.values config.layers config
-record.files record.pack record.read record.keep record.provenance record.mirror record.run
+ranks config.recipe config.schema config.checks config.reference config.values config.layers config
+record.files record.pack record.read record.keep record.aside record.provenance record.mirror record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.command screen
+checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
+sweep.command screen
 """.split()
 
 

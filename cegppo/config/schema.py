@@ -164,7 +164,8 @@ class Critic:
 @dataclass
 class Eval:
     k: int = knob(8, "samples a problem", least=1)
-    size: int = knob(64, "problems a generated benchmark", least=1)
+    size: int = knob(64, "problems a generated benchmark; files and datasets have their own number", least=1)
+    limit: int | None = knob(None, "problems of any benchmark at most, the first ones; default: all", least=1)
     temperature: float = knob(1.0, "as in rollout", above=0)
     top_p: float = knob(1.0, "as in rollout", above=0, most=1)
     top_k: int = knob(0, "as in rollout; 0: off", least=0)

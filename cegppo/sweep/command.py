@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import grid, search
+from ..record.files import read_lines
+from . import estimate, grid, search
 
 
 def is_search(described: grid.Description) -> bool:
@@ -16,11 +17,21 @@ def plan(path: str, overrides: list[str]) -> str:
     """What the sweep at `path` would run, a line each; nothing is written. Raises BadInput."""
     described = grid.describe(path, overrides)
     if is_search(described):
-        return search.plan(described)
-    return "\n".join(
-        f"{'finished' if run.finished() else 'to run':<9} {run.folder}  {' '.join(run.overrides)}"
-        for run in grid.expand(described).runs
-    )
+        return "\n".join([search.plan(described), _search_time(described)])
+    sweep = grid.expand(described)
+    states = [(run, run.finished()) for run in sweep.runs]
+    lines = [f"{'finished' if done else 'to run':<9} {r.folder}  {' '.join(r.overrides)}" for r, done in states]
+    todo = [(run.config, run.config.steps - run.last_metrics().get("step", 0)) for run, done in states if not done]
+    sweeps = list(dict.fromkeys((sweep.name, *sweep.takes_from, sweep.runs[0].experiment.stem)))
+    return "\n".join([*lines, estimate.text(todo, sweeps, sweep.workers)])
+
+
+def _search_time(described: grid.Description) -> str:
+    """How long the trials that are left will take, if none is stopped early."""
+    tree, seeds = described.tree, described.tree["seeds"]
+    config = described.run("trial000", seeds[0], {}).config
+    left = max(0, tree.get("trials", 20) - len(read_lines(Path(config.results, described.name, "trials.jsonl"))))
+    return estimate.text([(config, config.steps)] * left * len(seeds), [described.name], tree.get("workers", 1))
 
 
 def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, list[Path]], None]) -> int:
