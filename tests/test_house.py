@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
 types knobs losses.* objective
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-ranks config.recipe config.schema config.checks config.reference config.values config.layers config
+ranks config.recipe config.schema config.reference config.checks config.values config.layers config
+config.__main__
 record.files record.pack record.read record.keep record.aside record.provenance record.mirror record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage

@@ -1,8 +1,11 @@
 """What a run can be told: every key with its type, default, meaning and limits."""
 
 import dataclasses
+import types as pytypes
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -277,3 +280,15 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+@cache
+def types_of(schema: type) -> dict[str, Any]:
+    """The annotation of each field of dataclass `schema`."""
+    return typing.get_type_hints(schema)
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation by itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
