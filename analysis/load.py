@@ -312,6 +312,12 @@ def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     return pd.read_parquet(records[0])
 
 
+def seen(folder: Path) -> pd.DataFrame:
+    """What the model wrote at the evaluations of the run in `folder`, a row a step and prompt
+    (docs/record.md has the columns); empty where nothing is kept."""
+    return pd.DataFrame(rows(folder / "completions" / "seen.jsonl"))
+
+
 def paper(results: Path, name: str) -> pd.DataFrame:
     """A table of the paper's numbers, <results>/paper/<name>."""
     path = results / "paper" / name

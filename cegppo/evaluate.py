@@ -1,8 +1,8 @@
 """k samples a problem. What is stored are counts, not estimates; avg@k and the unbiased pass@k
 follow from them.
 
-Training evaluates lightly (`Evaluator.run`: counts only); `run.py eval` keeps every completion
-(`Evaluator.run_kept`) and can be killed and continued.
+Training evaluates lightly (`Evaluator.run`: counts, and a few completions to look at); `run.py
+eval` keeps every completion (`Evaluator.run_kept`) and can be killed and continued.
 """
 
 from collections import Counter
@@ -28,6 +28,7 @@ from .rollout import divided
 from .rollout.divided import DividedSampler
 from .types import BadInput, Prompt, Rollout, Verdict, present
 
+SEEN_PROMPTS = 8  # of an evaluation inside training, whose completions are kept; at least one a benchmark
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
 
 
@@ -74,12 +75,14 @@ class Evaluator:
     benchmarks: list[Benchmark]
     limits: Limits | None = None  # of the grader's workers
 
-    def run(self, step: int) -> list[dict[str, Any]]:
-        """A row for each benchmark."""
-        rows = []
+    def run(self, step: int, seen: Callable[[list[dict[str, Any]]], None] = lambda _: None) -> list[dict[str, Any]]:
+        """A row for each benchmark. `seen` is handed a few prompts of each, with what the model
+        wrote and what became of it, as `lines` has them."""
+        rows, few = [], max(1, SEEN_PROMPTS // max(1, len(self.benchmarks)))
         for b in self.benchmarks:
             rollouts = self.sampler.but(**b.rules).sample(b.prompts, b.k, step)
             found = ranks.divided(lambda part: verdicts(part, self.limits), rollouts)
+            seen([{"step": step, "benchmark": b.name, **row} for row in lines(b.prompts[:few], rollouts, found, b.k)])
             good = np.array([v is Verdict.CORRECT for v in found]).reshape(len(b.prompts), b.k)
             rows.append(summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict}))
         return rows
@@ -121,7 +124,11 @@ class Evaluator:
 
 def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limits | None) -> list[dict[str, Any]]:
     """A line of completions for each prompt, from its `k` rollouts."""
-    found = ranks.divided(lambda part: verdicts(part, limits), rollouts)
+    return lines(prompts, rollouts, ranks.divided(lambda part: verdicts(part, limits), rollouts), k)
+
+
+def lines(prompts: list[Prompt], rollouts: list[Rollout], found: list[Verdict], k: int) -> list[dict[str, Any]]:
+    """A line for each prompt, from the `k` rollouts of each and their verdicts."""
     rows = []
     for p, prompt in enumerate(prompts):
         mine = slice(p * k, (p + 1) * k)

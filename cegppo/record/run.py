@@ -31,6 +31,7 @@ from .keep import unpack
 from .mirror import start_mirror
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
+from .seen import log_seen, rewind_seen
 
 TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
 
@@ -128,8 +129,13 @@ class Record:
             columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             write_parquet(self.folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
 
+    def log_seen(self, rows: list[dict[str, Any]]) -> None:
+        """A few completions of an evaluation."""
+        log_seen(self.folder, rows)
+
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run writes those lines again."""
+        rewind_seen(self.folder, step)
         for name in ("metrics.jsonl", "eval.jsonl"):
             path = self.folder / name
             if path.is_file():
