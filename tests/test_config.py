@@ -378,9 +378,12 @@ def test_help_and_print(tiny):
     done = run("train", tiny, "--print", "method=cegppo", "seed=4")
     assert done.returncode == 0
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert lines["seed"].split() == ["4", "#", "command", "line"]
-    assert lines["loss.beta2"].split()[0] == "1.0" and lines["loss.beta2"].endswith("cegppo.yaml")
-    assert lines["update.weight_decay"].endswith("# default")
+    assert lines["seed"].split("   ")[0] == "4" and lines["seed"].endswith(
+        "# command line: of everything that is drawn"
+    )
+    assert lines["loss.beta2"].split()[0] == "1.0"
+    assert lines["loss.beta2"].endswith("cegppo.yaml: β₂: share of the high side (A > 0) given back")
+    assert lines["update.weight_decay"].endswith("# default: of AdamW")
 
 
 def test_knobs_of_every_kind(tiny, tmp_path, monkeypatch):
