@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def parser() -> argparse.ArgumentParser:
         help="show the resolved configuration and where each value came from, then stop",
     )
 
+    train.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew in a folder that holds a run, which is moved aside (aside-<name>-<n>), never deleted",
+    )
+
     evaluate = verbs.add_parser(
         "eval", help="evaluate a checkpoint of a run, or an experiment's starting model; grade saved generations",
         description=(
@@ -79,7 +86,11 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("overrides", **{**overrides, "help": "e.g. eval.k=32 eval.temperature=0.6"})
     evaluate.add_argument(
-        "--checkpoint", choices=("latest", "best"), default="latest", help="which checkpoint of a run (default: latest)"
+        "--checkpoint",
+        type=checkpoint_name,
+        default="latest",
+        metavar="latest|best|STEP",
+        help="which checkpoint of a run (default: latest)",
     )
 
     sweep = verbs.add_parser(
@@ -112,6 +123,37 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     figures.add_argument("--results", **results)
     figures.add_argument("--only", nargs="+", metavar="NAME", help="which figures (default: all but the demo's)")
+
+    compare = verbs.add_parser(
+        "compare", help="a table, paired differences and the figure of any runs",
+        description=(
+            "Compare the arms of a sweep, or single runs: entropy, accuracy, clip shares, levers, length, and paired "
+            "differences to the first arm with 95 % t intervals and Holm's correction. Printed, and written to "
+            "<results>/figures/compare_* as Markdown, CSV, LaTeX and a figure."
+        ),
+    )  # fmt: skip
+    compare.add_argument(
+        "what", metavar="SWEEP|RUN_FOLDER", nargs="+", help="a sweep's file, name or folder; folders of runs or of arms"
+    )
+    compare.add_argument("--to", metavar="ARM", help="the arm that others are compared with (default: the first)")
+    compare.add_argument("--results", **results)
+
+    listing = verbs.add_parser(
+        "list", help="which runs there are: state, step, score, age",
+        description=(
+            "A line an arm of everything under FOLDER; a line a run where FOLDER is a sweep's, an arm's or a run's. "
+            "Score: mean accuracy of the benchmarks at the last evaluation, mean over runs. Age: since the last one "
+            "ended, or wrote. Silent: it says that it runs, and has written nothing for the time of ten steps."
+        ),
+    )  # fmt: skip
+    listing.add_argument("folder", metavar="FOLDER", nargs="?", default="results", help="default: results")
+
+    diff = verbs.add_parser(
+        "diff", help="what differs between two configurations",
+        description="Print the keys in which two runs, arms or experiments differ, with the values of both.",
+    )  # fmt: skip
+    for name in ("A", "B"):
+        diff.add_argument(name.lower(), metavar=name, help="RUN_FOLDER or EXPERIMENT.yaml")
 
     keep = verbs.add_parser(
         "keep", help="pack the finished runs of a sweep, without loss",
@@ -150,6 +192,13 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def checkpoint_name(text: str) -> str:
+    """latest, best or a step, for argparse."""
+    if text not in ("latest", "best") and not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither latest nor best nor a step")
+    return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     strange = [item for item in rest if item.startswith("-") or not hasattr(options, "overrides")]
@@ -161,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    if options.verb in ("figures", "report", "advise"):  # they read files only, and do without torch
+    if options.verb in FILES_ALONE:  # they read files only, and do without torch
         from analysis.load import Missing
 
         try:
@@ -234,6 +283,13 @@ def verb_train(options: argparse.Namespace) -> int:
         if ranks.rank() == 0:
             print(config.explain(resolved, origin))
         return 0
+    if options.fresh:
+        from cegppo.record.aside import move_aside
+
+        with ranks.together():
+            moved = move_aside(resolved.folder) if ranks.rank() == 0 else None
+        if moved:
+            print(f"moved aside: {moved}", file=sys.stderr)
     from cegppo.screen import Screen
     from cegppo.train import train
     from cegppo.update import Diverged
@@ -296,13 +352,59 @@ def verb_sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(command.plan(options.sweep, options.overrides))
         return 0
-    return command.run(options.sweep, options.overrides, SweepScreen())
+    return command.run(options.sweep, options.overrides, SweepScreen(), print_comparison)
+
+
+def print_comparison(name: str, folders: list[Path]) -> None:
+    """What came out of a sweep's runs; or why that cannot be said, which is no failure of the
+    sweep."""
+    from analysis import compare
+    from analysis.load import Missing
+
+    order = list(dict.fromkeys(folder.parent.name for folder in folders))
+    try:
+        print(compare.write(compare.compared(folders, folders[0].parent.parent.parent, order, name=name)))
+    except (Missing, OSError) as error:
+        print(f"no comparison: {error}", file=sys.stderr)
 
 
 def verb_figures(options: argparse.Namespace) -> int:
     from analysis import draw
 
     return draw.figures(Path(options.results), options.only)
+
+
+def verb_compare(options: argparse.Namespace) -> int:
+    from analysis import compare
+
+    print(compare.text(options.what, Path(options.results), options.to))
+    return 0
+
+
+def verb_list(options: argparse.Namespace) -> int:
+    from analysis import listing
+
+    print(listing.text(Path(options.folder)))
+    return 0
+
+
+def verb_diff(options: argparse.Namespace) -> int:
+    from analysis import listing
+    from analysis.load import Missing
+
+    def settings(name: str) -> dict[str, Any]:
+        if Path(name).suffix != ".yaml":
+            return listing.settings(Path(name))
+        from cegppo import config  # brings torch, which two run folders do without
+        from cegppo.types import BadInput
+
+        try:
+            return config.load(name)[0].to_dict()
+        except BadInput as error:
+            raise Missing(str(error)) from None
+
+    print(listing.difference((options.a, options.b), (settings(options.a), settings(options.b))))
+    return 0
 
 
 def verb_keep(options: argparse.Namespace) -> int:
@@ -336,8 +438,25 @@ def verb_advise(options: argparse.Namespace) -> int:
 
 VERBS = {
     "train": verb_train, "eval": verb_eval, "sweep": verb_sweep, "figures": verb_figures, "keep": verb_keep,
-    "report": verb_report, "advise": verb_advise,
+    "report": verb_report, "advise": verb_advise, "compare": verb_compare,
+    "list": verb_list, "diff": verb_diff,
 }  # fmt: skip
+FILES_ALONE = ("figures", "report", "advise", "compare", "list", "diff")
+
+
+def front_door() -> int:
+    """`main`, for a shell: a reader that has seen enough (`| head`) is no error of a command that
+    only prints, and ends one that works."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
+        if {"train", "eval", "sweep"} & set(sys.argv[1:2]) and not {"--print", "--dry-run"} & set(sys.argv):
+            print("error: standard output was closed; the same command continues", file=sys.stderr)
+        return 128 + signal.SIGPIPE
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(front_door())

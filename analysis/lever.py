@@ -160,7 +160,7 @@ def foretold(results: Path) -> list[Foretold]:
     """Every arm of the loss `cegppo` that stands in a sweep under `results` beside an arm of
     `ppo_clip` with levers and the same configuration otherwise."""
     made = []
-    for sweep in sweeps(results):
+    for sweep in load.sweeps(results):
         arms: dict[str, list[Path]] = {}
         for folder in load.run_folders(sweep):
             arms.setdefault(folder.parent.name, []).append(folder)
@@ -184,13 +184,6 @@ def foretold(results: Path) -> list[Foretold]:
             common = len(set(theirs["seed"]) & set(ours["seed"]))
             made.append(Foretold(str(sweep.relative_to(results)), reference, arm, beta_2, predicted, found, common))
     return made
-
-
-def sweeps(results: Path) -> list[Path]:
-    """The folders under `results` that hold runs: a sweep's, or a sweep's in one of several
-    experiments (map/coin)."""
-    folders = (path for depth in ("*", "*/*") for path in results.glob(depth) if path.is_dir())
-    return sorted(path for path in folders if load.run_folders(path))
 
 
 def same(one: dict, other: dict) -> bool:

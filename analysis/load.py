@@ -63,6 +63,20 @@ def run_folders(sweep: Path) -> list[Path]:
     return sorted({*live, *(sweep / name for name in pack.runs(sweep))})
 
 
+def sweeps(results: Path) -> list[Path]:
+    """The folders under `results` that hold runs: a sweep's, or a sweep's in one of several
+    experiments (map/coin)."""
+    folders = (path for depth in ("*", "*/*") for path in results.glob(depth) if path.is_dir())
+    return sorted(path for path in folders if run_folders(path))
+
+
+def runs_at(path: Path) -> list[Path]:
+    """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
+    if meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):
+        return [path]
+    return [folder for folder in run_folders(path.parent) if folder.parent == path] or run_folders(path)
+
+
 def meta(folder: Path) -> dict:
     """meta.json of the run in `folder`; {} when there is none."""
     if line := _packed(folder):
@@ -127,7 +141,8 @@ def tests(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(_lines(folder, "eval.jsonl", pack.EVALUATIONS))
 
 
-def _evaluations(folder: Path) -> pd.DataFrame:
+def evaluated(folder: Path) -> pd.DataFrame:
+    """`evaluations` of the run in `folder`, without arm and seed."""
     foreign = foreign_run(folder)
     if foreign is not None:
         return foreign[1]
@@ -147,7 +162,7 @@ def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame
 
     `correct` is None for another framework's run, of which only the accuracy is known.
     """
-    return _complete(_load(results, experiment, _evaluations), results, experiment, arms)
+    return _complete(_load(results, experiment, evaluated), results, experiment, arms)
 
 
 def at_checkpoint(tests: pd.DataFrame, which: str) -> pd.DataFrame:
@@ -312,6 +327,12 @@ def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     if not records:
         raise Missing(f"no token record{'' if step is None else f' of step {step}'} in {folder / 'tokens'}")
     return pd.read_parquet(records[0])
+
+
+def seen(folder: Path) -> pd.DataFrame:
+    """What the model wrote at the evaluations of the run in `folder`, a row a step and prompt
+    (docs/record.md has the columns); empty where nothing is kept."""
+    return pd.DataFrame(rows(folder / "completions" / "seen.jsonl"))
 
 
 def paper(results: Path, name: str) -> pd.DataFrame:

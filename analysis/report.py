@@ -26,7 +26,9 @@ PANELS = {  # title: {metric: label}
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse;font-size:13px}
 td,th{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
-pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px}img{max-width:100%}.facts{color:#555}"""
+pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px}img{max-width:100%}.facts{color:#555}
+pre{white-space:pre-wrap;overflow-wrap:anywhere}.prompt{background:#fff;border-left:3px solid #bbb}
+summary{cursor:pointer;margin:.6em 0}"""
 
 
 def write(folder: Path) -> Path:
@@ -50,6 +52,7 @@ def write(folder: Path) -> Path:
         ),
         f"<h2>Training</h2><img alt='metrics over steps' src='{_curves(metrics)}'>",
         f"<h2>Benchmarks</h2>{_benchmarks(folder)}",
+        f"<h2>What the model wrote</h2>{_seen(folder)}",
         f"<h2>What moved the entropy</h2>{_ledger(folder, metrics)}",
         f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>",
     ]
@@ -95,6 +98,29 @@ def _benchmarks(folder: Path) -> str:
         table.to_html(float_format="{:.3f}".format, border=0)
         + f"<p class=facts>avg@{load.samples(rows)} after so many steps</p>"
     )
+
+
+def _seen(folder: Path) -> str:
+    """The kept prompts with their completions, the last evaluation open, earlier ones folded. Every
+    text is the model's or a data set's: escaped, never markup."""
+    rows = load.seen(folder)
+    if rows.empty:
+        return "<p>No completions are kept of this run.</p>"
+    made: list[str] = []
+    for step in sorted(set(rows["step"]), reverse=True):
+        parts = []
+        for row in rows[rows["step"] == step].to_dict("records"):
+            head = f"{row['id']}, answer {row['answer']}"
+            parts.append(
+                f"<p class=facts>{html.escape(head)}</p><pre class=prompt>{html.escape(str(row['prompt']))}</pre>"
+            )
+            for text, verdict, tokens in zip(row["completions"], row["verdicts"], row["tokens"]):
+                mark = "✓" if verdict == "correct" else "✗"
+                said = f"{mark} {verdict.replace('_', ' ')}, {tokens} tokens"
+                parts.append(f"<pre><span class=facts>{html.escape(said)}</span>\n{html.escape(str(text))}</pre>")
+        opened = " open" if not made else ""
+        made.append(f"<details{opened}><summary>after step {step}</summary>{''.join(parts)}</details>")
+    return "".join(made)
 
 
 def _ledger(folder: Path, metrics: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 grey."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from PIL import Image
@@ -43,6 +44,10 @@ LOOK = {
     "alpha_0.003": ("GRPO, α = 0.003", "#8A5A00", (0, (7, 2, 1, 2))),
     "switch": ("(0, 1), then (0.5, 1)", "#0B3C5D", (0, (5, 1.5))),
 }
+# Of arms that LOOK does not know, one after the other: Okabe and Ito's colours again (without their
+# yellow, too pale for a line). Seven colours and five dashes: a look comes again after 35 arms.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (7, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 # Token classes: blue for A > 0, rust and hatched for A < 0; dark for probable tokens, pale for
 # improbable ones.
 CLASSES = {
@@ -72,8 +77,24 @@ plt.rcParams.update(
 
 def look(arm: str) -> tuple[str, dict]:
     """(label, line style) of an arm; an arm is named after its method."""
-    label, colour, dashes = LOOK.get(arm, (arm, "#666666", "-"))
-    return label, {"color": colour, "linestyle": dashes}
+    return looks({arm: LOOK[arm][0] if arm in LOOK else arm})[arm]
+
+
+def looks(labels: dict[str, str]) -> dict[str, tuple[str, dict]]:
+    """(label, line style) of each arm of `labels` {arm: label}, no two alike. A label that LOOK has
+    keeps its look, so that an algorithm is the same colour everywhere; the others are cycled."""
+    known = {label: (colour, dashes) for label, colour, dashes in reversed(LOOK.values())}
+    made: dict[str, Any] = {}
+    for arm, label in labels.items():
+        if label in known and known[label] not in made.values():  # two names of the same gradient look alike in LOOK
+            made[arm] = known[label]
+    size = len(COLOURS) * len(DASHES)
+    cycle = [(COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)]) for n in range(size)]
+    colours = {colour for colour, _ in made.values()}
+    free = sorted((way for way in cycle if way not in made.values()), key=lambda way: way[0] in colours)
+    rest = [arm for arm in labels if arm not in made]
+    made |= {arm: free[n % len(free)] for n, arm in enumerate(rest)}
+    return {arm: (label, dict(zip(("color", "linestyle"), made[arm]))) for arm, label in labels.items()}
 
 
 def area(key: str) -> dict:
@@ -86,7 +107,7 @@ def caption(figure: plt.Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=7, color="#555555")
 
 
-def legend(figure: plt.Figure, columns: int, *axes: plt.Axes) -> None:
+def legend(figure: plt.Figure, columns: int, *axes: plt.Axes, title: str = "") -> None:
     """One legend above the whole figure, off the data: what the axes draw, each label once, row
     after row."""
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
@@ -94,7 +115,8 @@ def legend(figure: plt.Figure, columns: int, *axes: plt.Axes) -> None:
         label for i in range(columns) for label in list(entries)[i::columns]
     ]  # matplotlib fills column after column
     handles = [entries[label] for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncol=columns, fontsize=8, handlelength=3.2)
+    place: dict[str, Any] = dict(loc="outside upper center", ncol=columns, fontsize=8, handlelength=3.2)
+    figure.legend(handles, labels, title=title or None, title_fontsize=10, **place)
 
 
 def save(figure: plt.Figure, results: Path, name: str) -> Path:

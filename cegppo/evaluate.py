@@ -1,8 +1,8 @@
 """k samples a problem. What is stored are counts, not estimates; avg@k and the unbiased pass@k
 follow from them.
 
-Training evaluates lightly (`Evaluator.run`: counts only); `run.py eval` keeps every completion
-(`Evaluator.run_kept`) and can be killed and continued.
+Training evaluates lightly (`Evaluator.run`: counts, and a few completions to look at); `run.py
+eval` keeps every completion (`Evaluator.run_kept`) and can be killed and continued.
 """
 
 from collections import Counter
@@ -28,6 +28,7 @@ from .rollout import divided
 from .rollout.divided import DividedSampler
 from .types import BadInput, Prompt, Rollout, Verdict, present
 
+SEEN_PROMPTS = 8  # of an evaluation inside training, whose completions are kept; at least one a benchmark
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
 
 
@@ -74,12 +75,14 @@ class Evaluator:
     benchmarks: list[Benchmark]
     limits: Limits | None = None  # of the grader's workers
 
-    def run(self, step: int) -> list[dict[str, Any]]:
-        """A row for each benchmark."""
-        rows = []
+    def run(self, step: int, seen: Callable[[list[dict[str, Any]]], None] = lambda _: None) -> list[dict[str, Any]]:
+        """A row for each benchmark. `seen` is handed a few prompts of each, with what the model
+        wrote and what became of it, as `lines` has them."""
+        rows, few = [], max(1, SEEN_PROMPTS // max(1, len(self.benchmarks)))
         for b in self.benchmarks:
             rollouts = self.sampler.but(**b.rules).sample(b.prompts, b.k, step)
             found = ranks.divided(lambda part: verdicts(part, self.limits), rollouts)
+            seen([{"step": step, "benchmark": b.name, **row} for row in lines(b.prompts[:few], rollouts, found, b.k)])
             good = np.array([v is Verdict.CORRECT for v in found]).reshape(len(b.prompts), b.k)
             rows.append(summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict}))
         return rows
@@ -125,7 +128,11 @@ class Evaluator:
 
 def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limits | None) -> list[dict[str, Any]]:
     """A line of completions for each prompt, from its `k` rollouts."""
-    found = ranks.divided(lambda part: verdicts(part, limits), rollouts)
+    return lines(prompts, rollouts, ranks.divided(lambda part: verdicts(part, limits), rollouts), k)
+
+
+def lines(prompts: list[Prompt], rollouts: list[Rollout], found: list[Verdict], k: int) -> list[dict[str, Any]]:
+    """A line for each prompt, from the `k` rollouts of each and their verdicts."""
     rows = []
     for p, prompt in enumerate(prompts):
         mine = slice(p * k, (p + 1) * k)
@@ -147,14 +154,14 @@ def evaluator(
     sampler: DividedSampler, e: Eval, max_tokens: int, limits: Limits, made: dict[str, list[Prompt]]
 ) -> Evaluator:
     """The evaluator of the benchmarks of `e`, whose prompts are `made`: `sampler` with each one's
-    own rules or else the evaluation's. `max_tokens` is training's limit, which holds where none is
-    given."""
+    own rules or else the evaluation's, and its first `eval.limit` problems. `max_tokens` is
+    training's limit, which holds where none is given."""
     max_tokens = max_tokens if e.max_tokens is None else e.max_tokens
     listed = []
     for source in e.benchmarks:
         own = {key: getattr(source, key) for key in SAMPLING if getattr(source, key) is not None}
         rules = dict(k=e.k, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, max_tokens=max_tokens) | own
-        listed.append(Benchmark(source.name, made[source.name], int(rules.pop("k")), rules))
+        listed.append(Benchmark(source.name, made[source.name][: e.limit], int(rules.pop("k")), rules))
     return Evaluator(sampler.but(seed=e.seed), listed, limits)
 
 
@@ -170,9 +177,10 @@ def evaluate_target(
     intervals: Callable[[dict[str, np.ndarray]], dict[str, Any]],
     say: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], Path]:
-    """Evaluate checkpoint `which` of the run in folder `target`, or the model that experiment file
-    `target` starts from: (a row a benchmark, the file they were written to). Completions are kept
-    beside it, and the same call continues an evaluation that was killed. Raises BadInput."""
+    """Evaluate checkpoint `which` (latest, best, or a step) of the run in folder `target`, or the
+    model that experiment file `target` starts from: (a row a benchmark, the file they were written
+    to). Completions are kept beside it, and the same call continues an evaluation that was killed.
+    Raises BadInput."""
     with ranks.together():
         config, model, folder, name, step = _what(target, overrides, which)
         if not config.eval.benchmarks:
@@ -199,13 +207,30 @@ def evaluate_target(
     return rows, out
 
 
+def _checkpoint(folder: Path, which: str) -> Path:
+    """The folder of checkpoint `which` of a run. Raises BadInput that names the steps there are."""
+    if not which.isdecimal():
+        return checkpoint(folder, which)
+    name = f"step{int(which):06d}"
+    if not (folder / "checkpoints" / name / "state.json").is_file():
+        known = sorted(path.parent.name for path in (folder / "checkpoints").glob("step*/state.json"))
+        there = (
+            f"there are: {', '.join(str(int(n.removeprefix('step'))) for n in known)}" if known else "there are none"
+        )
+        raise BadInput(f"{folder}: no checkpoint of step {int(which)}; {there} (a run keeps its latest and its best)")
+    return folder / "checkpoints" / name
+
+
 def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
     """(configuration, model, folder to write to, name of what is evaluated, its step)."""
     if target.is_dir():
         if not (target / "config.yaml").is_file() and not packed(target):
             raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
-        model = checkpoint(target, which)
-        return read_config(target, overrides), str(model), target, which, read_state(model)["step"]
+        model = _checkpoint(target, which)
+        name = f"step{int(which):06d}" if which.isdecimal() else which
+        return read_config(target, overrides), str(model), target, name, read_state(model)["step"]
+    if which != "latest":
+        raise BadInput(f"{target}: an experiment's starting model has no checkpoint '{which}'; name a run's folder")
     config, _ = load(target, overrides)
     path = str(testbed.base_model(config.testbed)) if config.model.path == "testbed" else config.model.path
     return config, path, Path(config.run_dir or Path(config.results) / config.experiment / "base"), "base", 0

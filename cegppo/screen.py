@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import rich.console
 from rich import box
-from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -17,6 +17,14 @@ from .problems.counts import mean_accuracy
 from .types import Verdict
 
 MISSING = float("nan")
+
+
+class Console(rich.console.Console):
+    """rich's, which says nothing and exits with 1 when nobody reads any more; the front door knows
+    better."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def progress(step: int, steps: int) -> str:

@@ -68,7 +68,7 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
     """Steps, evaluations, checkpoints until the end (`finished`) or an interruption (`stopped`)."""
     if trainer.step == 0:
         trainer.begin()
-        rows = trainer.evaluator.run(0)
+        rows = trainer.evaluator.run(0, record.log_seen)
         record.log_eval(0, rows, mean_accuracy(rows))
         show.evaluated(0, rows)
     while trainer.step < config.steps:
@@ -87,7 +87,7 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         show.step(step, metrics, trainer.elapsed)
         best = False
         if due(step, config.eval_every, config.steps):
-            rows = trainer.evaluator.run(step)
+            rows = trainer.evaluator.run(step, record.log_seen)
             mean = mean_accuracy(rows)
             record.log_eval(step, rows, mean)
             show.evaluated(step, rows)

@@ -11,7 +11,9 @@ import pytest
 
 import run as front_door
 from cegppo import config, losses
+from cegppo.config import reference
 from cegppo.config.checks import check_loss, check_values
+from cegppo.config.recipe import Worker
 from cegppo.record import read
 from cegppo.trainer import knobs_of
 from cegppo.types import BadInput
@@ -54,6 +56,10 @@ def test_a_recorded_configuration_loads_again(tiny, tmp_path):
 @pytest.mark.parametrize(
     "overrides, line",
     [
+        (["lr=1"], "command line: unknown key 'lr'; did you mean 'update.lr', 'critic.lr' or 'testbed.lr'?"),
+        (["beta1=1"], "command line: unknown key 'beta1'; did you mean 'loss.beta1' or 'update.beta1'?"),
+        (["eps_high=1"], "command line: unknown key 'eps_high'; did you mean 'loss.eps_high'?"),
+        (["memory_share=1"], "unknown key 'memory_share'; did you mean 'rollout.vllm.memory_share'?"),
         (["updat.lr=1"], "command line: unknown key 'updat'; did you mean 'update'?"),
         (["update.lrr=1"], "command line: unknown key 'update.lrr'; did you mean 'update.lr'?"),
         (["loss.beta=1"], "command line: loss 'ppo_clip' has no knob 'loss.beta'"),
@@ -393,9 +399,12 @@ def test_help_and_print(tiny):
     done = run("train", tiny, "--print", "method=cegppo", "seed=4")
     assert done.returncode == 0
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert lines["seed"].split() == ["4", "#", "command", "line"]
-    assert lines["loss.beta2"].split()[0] == "1.0" and lines["loss.beta2"].endswith("cegppo.yaml")
-    assert lines["update.weight_decay"].endswith("# default")
+    assert lines["seed"].split("   ")[0] == "4" and lines["seed"].endswith(
+        "# command line: of everything that is drawn"
+    )
+    assert lines["loss.beta2"].split()[0] == "1.0"
+    assert lines["loss.beta2"].endswith("cegppo.yaml: β₂: share of the high side (A > 0) given back")
+    assert lines["update.weight_decay"].endswith("# default: of AdamW")
 
 
 def test_knobs_of_every_kind(tiny, tmp_path, monkeypatch):
@@ -414,3 +423,22 @@ def test_knobs_of_every_kind(tiny, tmp_path, monkeypatch):
     for wrong, kind in (("on=1", "bool"), ("how=2", "str"), ("many=2.5", "int"), ("much=yes_please", "float")):
         with pytest.raises(BadInput, match=f"command line: loss.{wrong.partition('=')[0]} takes a {kind}, not"):
             config.load(tiny, ["loss.name=kinds", f"loss.{wrong}"])
+
+
+def test_the_reference_is_what_the_schema_says():
+    """`python -m cegppo.config` writes it anew."""
+    assert reference.DOC.read_text() == reference.text()
+
+
+def test_every_key_has_a_meaning(tiny):
+    """In the reference and beside `--print`, for every loss."""
+    for name in losses.names():
+        loaded, origin = config.load(tiny, [f"loss.name={name}"])
+        said = reference.meanings(name)
+        assert all(said.get(key) for key in config.flatten(loaded.to_dict()) if not key.startswith("testbed.tasks."))
+        lines = config.explain(loaded, origin).splitlines()
+        assert all(": " in line.partition("   # ")[2] for line in lines if "testbed.tasks." not in line), name
+    assert f"   # {tiny}: learning rate of AdamW" in "\n".join(lines)
+    assert all(
+        len(item.metadata["doc"]) > 3 for schema in (config.Source, Worker) for _, item in reference.leaves(schema)
+    )

@@ -20,13 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
 types knobs losses.* objective
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-ranks config.recipe config.schema config.checks config.values config.layers config
-record.files record.pack record.read record.keep record.provenance record.mirror record.run
+ranks config.recipe config.schema config.reference config.checks config.values config.layers config
+config.__main__
+record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.command screen
+checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
+sweep.command screen
 """.split()
 
 
@@ -130,6 +132,15 @@ def test_the_pins_agree():
     assert pip == ["-c constraints.txt", "-e .[run,dev]", torch]
 
 
+def test_licence_citation_and_package_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["license"] == project["license"] == "Apache-2.0" and cited["version"] == project["version"]
+    (licence,) = project["license-files"]
+    assert "Apache License" in (ROOT / licence).read_text().splitlines()[0]
+    assert f"({project['version']})" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_every_folder_of_the_package_is_installed():
     folders = {path.parent for path in (ROOT / "cegppo").rglob("*.py")}
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
@@ -226,7 +237,9 @@ def test_attributes_appear_in_init(path):
     assert not late_attributes(path)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
 def test_links_and_images_of_the_texts_are_there(path):
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
         if not target.startswith("http"):

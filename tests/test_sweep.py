@@ -179,6 +179,9 @@ def test_a_sweep_runs_skips_and_continues_and_its_figures_are_drawn(demo, tmp_pa
     assert len(stamps) == 6 and again.returncode == 0
     assert "6 of 6 were already there (recorded at 20" in again.stdout and "; nothing ran" in again.stdout
     assert "grpo seed 0: finished  step 3 (2 asked)" in again.stdout
+    for output in (done.stdout, again.stdout):  # what came out, whether it ran just now or before
+        assert "demo: 2 seeds an arm" in output and "CE-GPPO (0.25, 1) − GRPO" in output
+    assert len(list((results / "figures").glob("compare_demo.*"))) == 5
     assert stamps == {p: p.stat().st_mtime for p in stamps}  # nothing ran again
 
     page = run("report", results / "demo" / "cegppo" / "seed0")
@@ -226,6 +229,11 @@ def test_a_failed_run_does_not_stop_the_others(demo, tmp_path):
         done.returncode == 1
         and "clip_higher seed 0 did not finish: error: model.path=./nowhere: no such folder" in done.stderr
     )
+    assert "left out, not finished: " in done.stdout and "GRPO" in done.stdout
+    demo.write_text(demo.read_text().replace("common: {", "common: {model.path: ./nowhere, "))
+    none = run("sweep", demo, f"results={tmp_path / 'none'}")
+    assert none.returncode == 1 and "none of 3 runs has recorded a step yet" in none.stderr
+    assert none.stderr.splitlines()[-1].startswith("cegppo seed 0 did not finish: ")
     for arm in ("grpo", "cegppo"):
         folder = tmp_path / "results" / "demo" / arm / "seed0"
         assert (

@@ -8,16 +8,15 @@ name.
 import dataclasses
 import difflib
 import math
-import types as pytypes
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any
 
 from .. import losses
 from ..knobs import schedule_problem
 from ..types import BadInput
-from .schema import SAMPLING, Config, Source
+from .reference import places
+from .schema import SAMPLING, Config, Source, kinds, types_of
 
 REWARDS = ("task", "random")
 LARGEST = 2**40  # of whole numbers: sizes and counts beyond it overflow in one library or another
@@ -40,25 +39,13 @@ def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
 # ------------------------------------------------------------------ a layer, before it is merged
 
 
-@cache
-def types_of(schema: type) -> dict[str, Any]:
-    """The annotation of each field of dataclass `schema`."""
-    return typing.get_type_hints(schema)
-
-
-def kinds(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; any other annotation by itself."""
-    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
 def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
     """The keys of a layer are those of dataclass `schema`, and what has named values has one of
     them."""
     known = types_of(schema)
     for key, value in tree.items():
         if key not in known:
-            raise BadInput(f"{where}: unknown key '{prefix}{key}'{nearest(str(key), known, prefix)}")
+            raise BadInput(f"{where}: unknown key '{prefix}{key}'{_meant(str(key), known, prefix)}")
         if value == "???":  # OmegaConf's word for "still to be given"; it would silently mean the default
             raise BadInput(f"{where}: '{prefix}{key}' has no value")
         allowed = kinds(known[key])
@@ -77,6 +64,14 @@ def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
             if not isinstance(item, dict):
                 raise BadInput(f"{where}: '{prefix}{key}' takes a list of keys, not {item!r}")
             check_keys(item, inner, where, f"{prefix}{key}.")
+
+
+def _meant(key: str, known: Iterable[str], prefix: str) -> str:
+    """As `nearest`; a key that lacks its section is looked for in all of them."""
+    if not prefix and (found := places(key)):
+        *more, last = (f"'{name}'" for name in found)
+        return f"; did you mean {', '.join(more)}{' or ' if more else ''}{last}?"
+    return nearest(key, known, prefix)
 
 
 # -------------------------------------------------------------------- the loss and what it takes

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import losses
 from ..types import BadInput, said
 from .checks import check_keys, check_loss, check_values, nearest
+from .reference import meanings
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
 
@@ -111,11 +112,14 @@ def of_overrides(overrides: Sequence[str]) -> Config:
 
 
 def explain(config: Config, origin: dict[str, str]) -> str:
-    """The resolved configuration, one `key: value   # origin` a line."""
+    """The resolved configuration, one `key: value   # origin: meaning` a line."""
     rows = [(k, json.dumps(v, ensure_ascii=False)) for k, v in flatten(config.to_dict()).items()]
     derived = {"experiment": "file name", "arm": "derived"}
+    said = {k: origin.get(k) or derived.get(k, "default") for k, _ in rows}
+    meaning = meanings(config.loss["name"])
+    said |= {k: f"{where}: {meaning[k]}" for k, where in said.items() if meaning.get(k)}
     width = max(len(f"{k}: {v}") for k, v in rows if len(v) < 60)
-    return "\n".join(f"{f'{k}: {v}':<{width}}   # {origin.get(k) or derived.get(k, 'default')}" for k, v in rows)
+    return "\n".join(f"{f'{k}: {v}':<{width}}   # {said[k]}" for k, v in rows)
 
 
 def digest(value: Any) -> str:

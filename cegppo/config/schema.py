@@ -1,8 +1,11 @@
 """What a run can be told: every key with its type, default, meaning and limits."""
 
 import dataclasses
+import types as pytypes
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,7 +170,10 @@ class Critic:
 @dataclass
 class Eval:
     k: int = knob(8, "samples a problem", least=1, most=2**20)
-    size: int = knob(64, "problems a generated benchmark", least=1, most=2**20)
+    size: int = knob(
+        64, "problems a generated benchmark; files and datasets have their own number", least=1, most=2**20
+    )
+    limit: int | None = knob(None, "problems of any benchmark at most, the first ones; default: all", least=1)
     temperature: float = knob(1.0, "as in rollout", above=0)
     top_p: float = knob(1.0, "as in rollout", above=0, most=1)
     top_k: int = knob(0, "as in rollout; 0: off", least=0)
@@ -281,3 +287,15 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+@cache
+def types_of(schema: type) -> dict[str, Any]:
+    """The annotation of each field of dataclass `schema`."""
+    return typing.get_type_hints(schema)
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; any other annotation by itself."""
+    is_union = typing.get_origin(annotation) in (typing.Union, pytypes.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)

@@ -13,8 +13,8 @@ from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..types import BadInput, said
-from .checks import Origin, kinds, types_of
-from .schema import Config
+from .checks import Origin
+from .schema import Config, kinds, types_of
 
 READERS = {
     int: IntegerNode(0, is_optional=False),

@@ -34,6 +34,7 @@ from .keep import unpack
 from .mirror import Mirror, start_mirror
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
+from .seen import log_seen, rewind_seen
 
 STEP = re.compile(r"step\d{6,}")  # the name of a checkpoint
 LOGS = ("metrics.jsonl", "eval.jsonl")
@@ -174,6 +175,10 @@ class Record:
         with whole(path) as unfinished:
             save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, unfinished)
 
+    def log_seen(self, rows: list[dict[str, Any]]) -> None:
+        """A few completions of an evaluation."""
+        log_seen(self.folder, rows)
+
     def _rewind(self, step: int) -> None:
         """Forget what was logged after `step`, since those lines are written again; of a run that
         never saved a checkpoint (`step` 0), everything."""
@@ -187,6 +192,7 @@ class Record:
                 f"{f' and {len(gaps) - 1} more' if len(gaps) > 1 else ''} of the {step} before the checkpoint;"
                 " bring the lines back, or choose another run_dir"
             )
+        rewind_seen(self.folder, step or -1)
         for name, rows in kept.items():
             if (self.folder / name).is_file():
                 write_whole(self.folder / name, as_lines(rows))

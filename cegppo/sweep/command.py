@@ -1,9 +1,12 @@
 """`run.py sweep`: a grid or a search, planned or run."""
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from . import grid, search
+from ..record.files import read_lines
+from . import estimate, grid, search
 
 
 def is_search(described: grid.Description) -> bool:
@@ -14,34 +17,53 @@ def plan(path: str, overrides: list[str]) -> str:
     """What the sweep at `path` would run, a line each; nothing is written. Raises BadInput."""
     described = grid.describe(path, overrides)
     if is_search(described):
-        return search.plan(described)
-    return "\n".join(
-        f"{'finished' if run.finished() else 'to run':<9} {run.folder}  {' '.join(run.overrides)}"
-        for run in grid.expand(described).runs
-    )
+        return "\n".join([search.plan(described), _search_time(described)])
+    sweep = grid.expand(described)
+    states = [(run, run.finished()) for run in sweep.runs]
+    lines = [f"{'finished' if done else 'to run':<9} {r.folder}  {' '.join(r.overrides)}" for r, done in states]
+    todo = [(run.config, run.config.steps - run.last_metrics().get("step", 0)) for run, done in states if not done]
+    sweeps = list(dict.fromkeys((sweep.name, *sweep.takes_from, sweep.runs[0].experiment.stem)))
+    return "\n".join([*lines, estimate.text(todo, sweeps, sweep.workers)])
 
 
-def run(path: str, overrides: list[str], screen: Any) -> int:
-    """Run what is not finished; the exit code. Raises BadInput."""
+def _search_time(described: grid.Description) -> str:
+    """How long the trials that are left will take, if none is stopped early."""
+    tree, seeds = described.tree, described.tree["seeds"]
+    config = described.run("trial000", seeds[0], {}).config
+    left = max(0, tree.get("trials", 20) - len(read_lines(Path(config.results, described.name, "trials.jsonl"))))
+    return estimate.text([(config, config.steps)] * left * len(seeds), [described.name], tree.get("workers", 1))
+
+
+def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, list[Path]], None]) -> int:
+    """Run what is not finished; the exit code. `compare(name, folders)` is called at the end of a
+    grid that was not interrupted. Raises BadInput."""
     described = grid.describe(path, overrides)
     if is_search(described):
         found = search.Search(described)
-        code = _run(described.sweep(found.runs), found, screen)
+        code, failed = _run(described.sweep(found.runs), found, screen)
+        _say_failed(failed)
         print(found.best())
         found.close()
         return code
     expanded = grid.expand(described)
     work = grid.Grid(expanded)
-    code = _run(expanded, work, screen)
-    if work.already:
-        print(work.already)
+    code, failed = _run(expanded, work, screen)
+    try:
+        if code != 130:
+            compare(expanded.name, [run.folder for run in expanded.runs])
+    finally:
+        _say_failed(failed)
+        if work.already:
+            print(work.already)
     return code
 
 
-def _run(sweep: grid.Sweep, work: Any, screen: Any) -> int:
+def _run(sweep: grid.Sweep, work: Any, screen: Any) -> tuple[int, list[grid.Run]]:
     with screen:
-        code, failed = grid.run_all(sweep, work, screen.show)
+        return grid.run_all(sweep, work, screen.show)
+
+
+def _say_failed(failed: list[grid.Run]) -> None:
     for run in failed:
         where = run.folder / "output.txt"
         print(f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({where})", file=sys.stderr)
-    return code
