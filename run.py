@@ -244,8 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def disk(error: OSError) -> int:
     """A line about a file or a disk that fails, and exit code 1. An error that says nothing of
-    either is none of these."""
-    if error.errno is None:
+    either, and a reader that has gone, are none of these."""
+    if error.errno is None or isinstance(error, BrokenPipeError):
         raise error
     where = f"{error.filename}: " if error.filename else ""
     print(f"error: {where}{error.strerror}; what was recorded before is whole", file=sys.stderr)
