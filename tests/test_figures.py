@@ -29,7 +29,9 @@ from analysis import (
     fig_fig6,
     fig_influence,
     fig_law,
+    fig_map,
     ledger,
+    lever,
     load,
     numbers,
     style,
@@ -235,6 +237,29 @@ def test_the_law_by_hand():
     assert fig_law.residual(off, fits).to_numpy() == pytest.approx(np.full(24, 0.3))
     copy = points[points["run"] == "b"].assign(run="elsewhere")
     assert sorted(set(fig_law.once(pd.concat([points, copy], ignore_index=True))["run"])) == ["a", "b", "c"]
+
+
+def regime(name: str, foretold: float, measured: tuple[float, float, float]) -> fig_map.Regime:
+    row = lever.Foretold(name, "grpo", "cegppo", np.array([0.5, 1.0]), (foretold, foretold, foretold), measured, 5)
+    return fig_map.Regime(name, {"cegppo": row}, None, {"cegppo": (0.0, -0.1, 0.1)}, 0.6, 0.5)
+
+
+def test_the_map_by_hand():
+    made = [
+        regime("strong", 0.4, (0.2, 0.1, 0.3)),
+        regime("weak", 0.1, (0.02, 0.01, 0.025)),
+        regime("none", 0.0, (0.0, -0.02, 0.02)),
+        regime("unsure", -0.1, (0.0, -0.1, 0.1)),
+        regime("wrong", 0.2, (-0.1, -0.2, -0.05)),
+    ]
+    said = [one.says() for one in made]
+    assert said == ["raises entropy", "raises a little", "does not matter", "undecided", "lowers entropy"]
+    seen = fig_map.agreement(made, ("cegppo",))
+    x, y = [0.4, 0.1, 0.0, -0.1, 0.2], [0.2, 0.02, 0.0, 0.0, -0.1]
+    assert seen["correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert (seen["points"], seen["decided"], seen["right"]) == (5, 3, 2) and seen["low"] < seen["correlation"]
+    assert fig_map.agreement(made, ("high", "cegppo"))["points"] == 5
+    assert len(fig_map.agreements(made)) == 1 and "with the foretold sign" in fig_map.agreements(made)[0]
 
 
 def test_what_the_figures_read(results):
