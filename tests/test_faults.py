@@ -313,7 +313,7 @@ def test_a_write_that_a_signal_cuts_short_is_gone_on_with():
     "override", ["grader.timeout=1e300", "grader.memory_mb=99999999999", "grader.workers=100000"], ids=str
 )
 def test_limits_that_cannot_work_are_refused(tiny, override):
-    with pytest.raises(BadInput, match="must be in"):
+    with pytest.raises(BadInput, match="must be (at most|in)"):
         config.load(tiny, [override])
 
 
@@ -355,7 +355,7 @@ def front():
     "override, part",
     [
         ("update.lr=1e300", "update.lr must be in [0, 10]"),
-        ("prompts_per_step=99999999999", "prompts_per_step must be in"),
+        ("prompts_per_step=99999999999", "prompts_per_step must be at most 1048576"),
         ("diagnostics.probe=99999999999999", "diagnostics.probe must be at most"),
         ("steps=" + "9" * 4301, "command line: "),
         ("data.suffix=" + "[" * 3000, "command line: "),

@@ -19,6 +19,7 @@ from .reference import places
 from .schema import SAMPLING, Config, Source, kinds, types_of
 
 REWARDS = ("task", "random")
+GUARD = 1000  # a largest value from here on is a guard, not a meaning
 LARGEST = 2**40  # of whole numbers: sizes and counts beyond it overflow in one library or another
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
@@ -121,18 +122,24 @@ def _beyond(value: float, knob: dataclasses.Field) -> str | None:
     if not math.isfinite(value):
         return "must be finite"
     if isinstance(value, int) and abs(value) > LARGEST:
-        return f"must be at most {LARGEST:g}"
+        return f"must be at most {LARGEST}"
     least, above, most, below = (knob.metadata.get(name) for name in ("least", "above", "most", "below"))
     high_enough = (least is None or value >= least) and (above is None or value > above)
     low_enough = (most is None or value <= most) and (below is None or value < below)
     if high_enough and low_enough:
         return None
+    if most is not None and most >= GUARD:  # there only so that no library overflows: the other limit is the one to say
+        return f"must be at most {most:.15g}" if high_enough else _beyond_least(least, above)
     if (least is None) != (above is None) and (most is None) != (below is None) and (above is None or below is None):
         low = f"({above:g}" if least is None else f"[{least:g}"
         high = f"{below:g})" if most is None else f"{most:g}]"
         return f"must be in {low}, {high}"
     words = {"at least": least, "above": above, "at most": most, "below": below}
     return f"must be {' and '.join(f'{word} {limit:g}' for word, limit in words.items() if limit is not None)}"
+
+
+def _beyond_least(least: float | None, above: float | None) -> str:
+    return f"must be above {above:g}" if least is None else f"must be at least {least:g}"
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
@@ -183,7 +190,7 @@ def check_values(config: Config, origin: Origin) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise BadInput(f"{where}two sources are named '{twice[0]}'")
-        strange = [name for name in names if not name or not name.isprintable()]
+        strange = [name for name in names if name and not name.isprintable()]
         if strange:
             raise BadInput(f"{where}{strange[0]!r} cannot be the name of a source")
 
