@@ -1,4 +1,4 @@
-"""The adaptive entropy bonus by hand, and what any controller's configuration refuses."""
+"""The adaptive bonus and EntroPIC by hand, and what holds of every controller."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,28 @@ def test_the_coefficient_by_hand():
     assert told["controller/error"] == 0.0 and told["controller/target"] == 0.2
 
 
+def test_proportional_and_integral_by_hand():
+    values = {"target": 0.5, "proportional": 1.0, "integral": 0.1}
+    made = controllers.Controller("entropic", values, {"loss.alpha": 0.0}, 10)
+    found = []
+    for step, entropy in enumerate([0.7, 0.6, 0.4, 9.0]):
+        told = made.observe(step, {"updates": 1.0, "entropy/mean": entropy})
+        found.append((made.section("loss")["alpha"], told["controller/integral"]))
+    # e: 0.2, 0.1, −0.1, 8.5; the sum before each: 0, 0.2, 0.3, 0.2; the last is at its bound.
+    assert found == [pytest.approx(p) for p in [(0.2, 0.0), (0.12, 0.02), (-0.07, 0.03), (1.0, 0.02)]]
+    again = controllers.Controller("entropic", values, {"loss.alpha": 0.0}, 10)
+    again.restore(json.loads(json.dumps(made.state())))
+    line = {"updates": 1.0, "entropy/mean": 0.45}
+    assert again.values == made.values and again.observe(4, line) == made.observe(4, line)
+
+
 @pytest.mark.parametrize(
     "overrides, says",
     [
         (["controller.name=cegpo_auto"], "command line: unknown controller 'cegpo_auto'; did you mean 'cegppo_auto'?"),
         (["controller.target=0.4"], "command line: controller.target needs a controller.name"),
+        (["method=entropic", "loss.alpha=2"], "command line: loss.alpha must be in [-1, 1], not 2"),
+        (["method=entropic", "loss.name=ppo_clip"], "controller 'entropic' sets loss.alpha, which loss 'ppo_clip'"),
         (["controller=3"], "command line: 'controller' takes keys, not 3"),
         (
             ["controller.name=cegppo_auto"],
@@ -112,8 +129,9 @@ def test_what_it_sets_is_what_trains(tiny):
     [
         ["method=cegppo_auto", "controller.target=2.0", "diagnostics.every=1"],
         ["method=adaptive_bonus", "controller.target=[[0, 100.0], [2, 0.1]]", "controller.delta=1e-3"],
+        ["method=entropic", "controller.target=2.0"],
     ],
-    ids=["cegppo_auto", "adaptive_bonus"],
+    ids=["cegppo_auto", "adaptive_bonus", "entropic"],
 )
 def test_a_run_goes_on_bit_for_bit(tiny, tmp_path, options):
     """Also: every line has every key, and what is logged as a knob is what was decided before."""
