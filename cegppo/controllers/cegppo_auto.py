@@ -15,8 +15,9 @@ After each step:
          leaves unexplained. Kept within a tenth and ten times of `gain`: the levers' sign is
          believed, their size is learnt
     d    (Σ ΔH − g Σ β · L) / memory, sums exponential over `memory` steps. It begins at 0
-    w    wanted drift: (H*(s + horizon) − H(s)) / horizon + integral / horizon² · Σ e,  e = H* − H.
-         Σ stands still while the levers are too weak in the direction of e
+    w    wanted drift: (H*(s + horizon) − h) / horizon + integral / horizon² · Σ e,  e = H* − h,
+         h the mean of H, exponential over `entropy_memory` steps: a step's own H jumps about with
+         its prompts. Σ stands still while the levers are too weak in the direction of e
     β    what is nearest to the configured (β₁, β₂) within the bounds and has d + g β · L = w. Where
          there is none, the β whose drift is nearest to w, and the metrics say so:
 
@@ -42,7 +43,16 @@ SETS = ("loss.beta1", "loss.beta2")
 NAMES = {"ledger": ("ledger/lever_low", "ledger/lever_high"), "logit": ("lever/low", "lever/high")}
 GAINS = {"ledger": 10.0, "logit": 0.05}  # where `gain` is 0
 WIDEST = 10.0  # how far the gain may go from its start, as a factor
-STATE = ("beta", "lever", "looks", "sums", "before", "total")  # what of the rule a resumed run needs
+STATE = (
+    "beta",
+    "entropy",
+    "steps",
+    "lever",
+    "looks",
+    "sums",
+    "before",
+    "total",
+)  # what of the rule a resumed run needs
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Params:
     horizon: int = knob(10, "steps in which the entropy is to be brought to the target", least=2)
     integral: float = knob(0.25, "of the summed error, over horizon²; 0.25 is critical damping, 0: none", least=0)
     levers: Literal["ledger", "logit"] = knob("ledger", "of parameter space, looked-at steps | of every step")
+    entropy_memory: float = knob(5.0, "steps over which the entropy is taken that is held to the target", least=1)
     lever_memory: float = knob(10.0, "steps with levers over which their mean is taken", least=1)
     memory: float = knob(20.0, "steps over which drift and gain are taken", above=1)
     gain: float = knob(0.0, "entropy that a unit of lever moves, at the start; 0: of the kind of levers", least=0)
@@ -101,7 +112,8 @@ class Rule:
         self.p, self.near = p, [start[key] for key in SETS]
         self.least, self.most = [p.beta1_least, p.beta2_least], [p.beta1_most, p.beta2_most]
         self.beta = list(self.near)
-        self.lever, self.looks = [0.0, 0.0], 0.0  # mean lever, and the weight of the steps in it
+        self.entropy, self.steps = 0.0, 0.0  # mean entropy, and the weight of the steps in it
+        self.lever, self.looks = [0.0, 0.0], 0.0  # mean lever, and that
         # Exponential sums over steps of 1, x, y, xx, xy, yy: x = β · L of a step, y = H of the next
         # less H of it.
         self.sums = [0.0] * 6
@@ -115,8 +127,10 @@ class Rule:
         self._look([metrics.get(name, float("nan")) for name in NAMES[p.levers]])
         if self.looks:
             self.before = [entropy, sum(b * L for b, L in zip(self.beta, self.lever, strict=True))]
+        self.steps = (1 - 1 / p.entropy_memory) * self.steps + 1
+        self.entropy += (entropy - self.entropy) / self.steps
         gain, drift = self.gain(), self.drift()
-        error, far = target(0) - entropy, (target(p.horizon) - entropy) / p.horizon
+        error, far = target(0) - self.entropy, (target(p.horizon) - self.entropy) / p.horizon
         pull = p.integral / p.horizon**2
         missing = lambda wanted: (wanted - drift) / gain - self._choose((wanted - drift) / gain)[1]
         if missing(far + pull * self.total) * error <= 0:

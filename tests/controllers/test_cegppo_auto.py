@@ -53,8 +53,9 @@ def metrics(entropy, low, high):
 
 
 def test_two_steps_by_hand():
-    """H* 0.5, horizon 10, no integral, gain 2, memories 4 and 2."""
-    rule = Rule(Params(levers="logit", horizon=10, integral=0.0, gain=2.0, memory=4.0, lever_memory=2.0), START)
+    """H* 0.5, horizon 10, no integral, gain 2, memories 4 and 2, of the entropy 1."""
+    memories = dict(memory=4.0, lever_memory=2.0, entropy_memory=1.0)
+    rule = Rule(Params(levers="logit", horizon=10, integral=0.0, gain=2.0, **memories), START)
     # Wanted 0.01 in nats a step, 0.005 in levers; (0.5, 1) gives −0.02 · 0.5 + 0.01 = 0. The line
     # leaves the box above, so β₂ = 1 and β₁ = 0.25.
     values, facts = rule.decide(metrics(0.4, -0.02, 0.01), lambda ahead: 0.5)
@@ -67,6 +68,14 @@ def test_two_steps_by_hand():
     assert facts["drift"] == pytest.approx(0.005)
     # Wanted 0.008, of the sides 0.003, in levers 0.0015: with β₂ = 1, β₁ = 0.2125.
     assert values == pytest.approx({"loss.beta1": 0.2125, "loss.beta2": 1.0})
+
+
+def test_the_entropy_is_a_mean_over_steps():
+    """Weights 0.5 and 1 after two steps: (0.5 · 0.3 + 0.6) / 1.5 = 0.5, so nothing is wanted."""
+    rule = Rule(Params(levers="logit", integral=0.0, entropy_memory=2.0), START)
+    _, first = rule.decide(metrics(0.3, -0.02, 0.01), lambda ahead: 0.5)
+    _, second = rule.decide(metrics(0.6, -0.02, 0.01), lambda ahead: 0.5)
+    assert (first["wanted"], second["wanted"]) == pytest.approx((0.02, 0.0))
 
 
 def test_the_gain_is_learnt_and_not_from_noise():
@@ -109,6 +118,19 @@ def test_it_reaches_the_target_and_stays(target, response):
 def test_it_follows_a_curve():
     lines = closed_loop(150, [[0, 0.6], [50, 0.6], ["100%", 0.4, "linear"]], [-0.03, 0.03], 1.0, -0.01)
     assert all(abs(line["controller/error"]) < 0.1 * line["controller/target"] for line in lines[30:])
+
+
+def test_it_holds_the_target_by_levers_of_every_fifth_step():
+    """Those of parameter space, a tenth of what they eventually give; until the first of them the
+    entropy falls as it likes."""
+    made, entropy, seen = controllers.Controller("cegppo_auto", {"target": 0.5}, START, 150), 0.6, []
+    for step in range(150):
+        beta, looked = made.section("loss"), {"ledger/lever_low": -0.003, "ledger/lever_high": 0.003}
+        told = made.observe(step, metrics(entropy, 9.0, 9.0) | (looked if step % 5 == 4 else {}))
+        assert told["controller/reach"] == 0.0 if step < 4 else told["controller/lever_low"] == -0.003
+        entropy += 10 * (beta["beta1"] * -0.003 + beta["beta2"] * 0.003) - 0.02
+        seen.append(entropy)
+    assert seen[3] < 0.6 and all(abs(h - 0.5) < 0.05 for h in seen[40:])
 
 
 def test_where_the_levers_are_too_weak_it_says_so():
