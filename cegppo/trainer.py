@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from . import advantage, checkpoint, losses, metrics, ranks
-from .config import Config, is_rule
+from .config import Config, flatten, is_rule
+from .controllers import NONE, Controller
+from .controllers import load as load_controller
 from .evaluate import evaluator, longest_answer
 from .instrument.entropy import ClassRule
 from .instrument.ledger import Ledger
@@ -67,7 +69,7 @@ class Trainer:
         self.sampler = divided.start(self.policy, c.rollout, c.seed, longest)
         self.evaluator = evaluator(self.sampler, c.eval, c.rollout.max_tokens, c.grader, made)
         self.collect = Collector(self.stream, self.sampler, self.score, c.rollout, c.prompts_per_step, c.group_size)
-        self.knobs = knobs_of(c)
+        self.knobs, self.controller = knobs_of(c), controller_of(c)
         self.rule = ClassRule(c.diagnostics.classes, c.diagnostics.threshold)
         self.probe = Probe()
         self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
@@ -80,11 +82,13 @@ class Trainer:
             self.critic_optimizer = adamw(self.critic.parameters(), c.critic.lr, c.update)
             self.large |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         self.small: dict[str, checkpoint.Stateful] = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
+        if self.controller is not None:
+            self.small["controller"] = self.controller
 
     @property
     def objective(self) -> Objective:
         """Of the step under way."""
-        return objective_of(self.config, self.knobs, self.step)
+        return objective_of(self.config, self.knobs, self.step, self.controller)
 
     # -- the stations of a step
 
@@ -151,10 +155,17 @@ class Trainer:
             collected, x, Tally.merged(ranks.gathered(tally.settled())), norms, metrics.total(ranks.gathered(critic))
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
+        if self.controller is not None:
+            made |= self.controller.knobs()
+            if norms and "update.entropy_coef" in self.controller.values:
+                made.setdefault("loss/entropy", 0.0)  # a coefficient of 0 has no term
         if c.update.on_nonfinite == "skip":
             made["update/skipped"] = float(len(self.broken))
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
-        self.knobs.observe({name: value for name, value in made.items() if not name.startswith("time/")})
+        seen = {name: value for name, value in made.items() if not name.startswith("time/")}
+        self.knobs.observe(seen)
+        if self.controller is not None:
+            made |= self.controller.observe(step, seen)
         self.step += 1
         self.elapsed += end - start
         return made
@@ -273,11 +284,25 @@ def knobs_of(c: Config) -> Knobs:
     return losses.knobs(c.loss["name"], {name: value for name, value in c.loss.items() if name != "name"}, c.steps)
 
 
-def objective_of(c: Config, knobs: Knobs, step: int) -> Objective:
-    """The objective of step `step` (0 the first)."""
+def controller_of(c: Config) -> Controller | None:
+    """What sets knobs from the entropy while the run goes on."""
+    name = c.controller["name"]
+    if name == NONE:
+        return None
+    flat = flatten(c.to_dict())
+    values = {key: value for key, value in c.controller.items() if key != "name"}
+    return Controller(name, values, {key: flat[key] for key in load_controller(name).SETS}, c.steps)
+
+
+def objective_of(c: Config, knobs: Knobs, step: int, controller: Controller | None = None) -> Objective:
+    """The objective of step `step` (0 the first); what the controller has set wins."""
     own = {f.name: getattr(c.update, f.name) for f in fields(Terms) if hasattr(c.update, f.name)}
+    params = knobs.at(step)
+    if controller is not None:
+        own |= controller.section("update")
+        params |= controller.section("loss")
     loss = losses.load(c.loss["name"])
-    return Objective(loss, loss.Params(**knobs.at(step)), Terms(**own, max_tokens=c.rollout.max_tokens))
+    return Objective(loss, loss.Params(**params), Terms(**own, max_tokens=c.rollout.max_tokens))
 
 
 def with_draws(mini: TokenBatch, seed: list[int]) -> TokenBatch:

@@ -18,7 +18,8 @@ from cegppo.trainer import knobs_of
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
-types knobs losses.* objective
+types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
+controllers.entropic
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__

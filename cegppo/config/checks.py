@@ -12,11 +12,11 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .. import losses
+from .. import controllers, losses
 from ..knobs import schedule_problem
 from ..types import BadInput
 from .reference import places
-from .schema import SAMPLING, Config, Source, kinds, types_of
+from .schema import SAMPLING, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
 GUARD = 1000  # a largest value from here on is a guard, not a meaning
@@ -75,7 +75,7 @@ def _meant(key: str, known: Iterable[str], prefix: str) -> str:
     return nearest(key, known, prefix)
 
 
-# -------------------------------------------------------------------- the loss and what it takes
+# ----------------------------------------------------- the loss, the controller, and what they take
 
 
 def check_loss(loss: dict[str, Any], steps: int, origin: Origin) -> None:
@@ -85,24 +85,62 @@ def check_loss(loss: dict[str, Any], steps: int, origin: Origin) -> None:
     if name not in losses.names():
         where = origin.get("loss.name", "default")
         raise BadInput(f"{where}: unknown loss '{name}'{nearest(str(name), losses.names())}")
-    knobs = {f.name: f for f in dataclasses.fields(losses.load(name).Params)}
-    for key, value in loss.items():
+    _check_knobs("loss", loss, losses.load(name).Params, steps, origin)
+
+
+def check_controller(config: Config, origin: Origin) -> None:
+    """`config.controller` ({name: …, knob: value, target: value or schedule}) names a controller or
+    none, and knobs of it within their limits that go with the rest. The loss is checked before."""
+    given, flat = config.controller, flatten(config.to_dict())
+    name = given.get("name")
+    where = origin.get("controller.name", "default")
+    if name == controllers.NONE:
+        for key in given.keys() - {"name"}:
+            raise BadInput(f"{origin.get(f'controller.{key}', where)}: controller.{key} needs a controller.name")
+        return
+    if name not in controllers.names():
+        hint = nearest(str(name), [controllers.NONE, *controllers.names()])
+        raise BadInput(f"{where}: unknown controller '{name}'{hint}")
+    module = controllers.load(name)
+    for key, value in given.items():
+        if isinstance(value, list) and key != "target":
+            at = origin.get(f"controller.{key}", "default")
+            raise BadInput(f"{at}: controller.{key} takes one value; controller.target alone may be a schedule")
+    _check_knobs("controller", given, module.Params, config.steps, origin)
+    for key in module.SETS:
+        if key not in flat:
+            raise BadInput(f"{where}: controller '{name}' sets {key}, which loss '{config.loss['name']}' does not have")
+        if isinstance(flat[key], list):
+            at = origin.get(key, "default")
+            raise BadInput(f"{at}: {key} is set by controller '{name}' and takes the one value that it starts from")
+    params = module.Params(**{key: value for key, value in given.items() if key not in ("name", "target")})
+    if hasattr(module, "problem") and (found := module.problem(params, flat)):
+        raise BadInput(f"{origin.get(found[0], 'default')}: {found[0]} {found[1]}, not {flat[found[0]]!r}")
+
+
+def _check_knobs(section: str, given: dict[str, Any], params: type, steps: int, origin: Origin) -> None:
+    """What `given` says besides its name are knobs of dataclass `params`, values or schedules."""
+    name, knobs = given["name"], {f.name: f for f in dataclasses.fields(params)}
+    for key, value in given.items():
         if key == "name":
             continue
-        where = origin.get(f"loss.{key}", "default")
+        where = origin.get(f"{section}.{key}", "default")
         if key not in knobs:
-            hint = nearest(str(key), knobs, "loss.") if knobs else "; it has no knobs"
-            raise BadInput(f"{where}: loss '{name}' has no knob 'loss.{key}'{hint}")
+            hint = nearest(str(key), knobs, f"{section}.") if knobs else "; it has no knobs"
+            raise BadInput(f"{where}: {section} '{name}' has no knob '{section}.{key}'{hint}")
         if isinstance(value, list) and (problem := schedule_problem(value, steps)):
-            raise BadInput(f"{where}: loss.{key}: {problem}")
+            raise BadInput(f"{where}: {section}.{key}: {problem}")
         kind = type(knobs[key].default).__name__
         if isinstance(value, list) and kind != "float" and any(len(entry) == 3 for entry in value):
-            raise BadInput(f"{where}: loss.{key} takes a {kind}: from one value to the next it can only step")
+            raise BadInput(f"{where}: {section}.{key} takes a {kind}: from one value to the next it can only step")
+        choices = typing.get_args(types_of(params)[key])  # of a Literal
         for one in [entry[1] for entry in value] if isinstance(value, list) else [value]:
+            if choices and one not in choices:
+                raise BadInput(f"{where}: {section}.{key}: unknown value '{one}'{nearest(str(one), choices)}")
             if not _fits(one, knobs[key].default):
-                raise BadInput(f"{where}: loss.{key} takes a {kind}, not {one!r}")
+                raise BadInput(f"{where}: {section}.{key} takes a {kind}, not {one!r}")
             if _numbers(one) and (problem := _beyond(one, knobs[key])):
-                raise BadInput(f"{where}: loss.{key} {problem}, not {one}")
+                raise BadInput(f"{where}: {section}.{key} {problem}, not {one}")
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -20,9 +20,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import losses
+from .. import controllers, losses
 from ..types import BadInput, said
-from .checks import check_keys, check_loss, check_values, nearest
+from .checks import check_controller, check_keys, check_loss, check_values, nearest
 from .reference import meanings
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
@@ -116,7 +116,7 @@ def explain(config: Config, origin: dict[str, str]) -> str:
     rows = [(k, json.dumps(v, ensure_ascii=False)) for k, v in flatten(config.to_dict()).items()]
     derived = {"experiment": "file name", "arm": "derived"}
     said = {k: origin.get(k) or derived.get(k, "default") for k, _ in rows}
-    meaning = meanings(config.loss["name"])
+    meaning = meanings(config.loss["name"], config.controller["name"])
     said |= {k: f"{where}: {meaning[k]}" for k, where in said.items() if meaning.get(k)}
     width = max(len(f"{k}: {v}") for k, v in rows if len(v) < 60)
     return "\n".join(f"{f'{k}: {v}':<{width}}   # {said[k]}" for k, v in rows)
@@ -248,7 +248,7 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     values."""
     origin: dict[str, str] = {}
     merged: dict[str, Any] = {}
-    loss: dict[str, Any] = Config().loss
+    named = {"loss": Config().loss, "controller": Config().controller}  # whose other keys hang on their name
     for where, tree in layers:
         tree = _with_named_benchmarks(tree, where)
         check_keys(tree, Config, where)
@@ -258,31 +258,35 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
             for source in merged.get("eval", {}).get("benchmarks", ()):
                 if key in said:
                     source.pop(key, None)
-        if "loss" in tree:
-            before, loss = loss, _merged_loss(loss, tree["loss"], where)
-            if loss["name"] != before["name"]:
-                origin = {k: v for k, v in origin.items() if not k.startswith("loss.")}
-            origin |= {f"loss.{k}": where for k in _renamed(loss["name"], tree["loss"] or {})}
-            tree = {k: v for k, v in tree.items() if k != "loss"}
+        for section in named.keys() & tree.keys():
+            before = named[section]
+            now = named[section] = _merged_named(section, before, tree[section], where)
+            if now["name"] != before["name"]:
+                origin = {k: v for k, v in origin.items() if not k.startswith(f"{section}.")}
+            origin |= {f"{section}.{k}": where for k in _renamed(now["name"], tree[section] or {})}
+        tree = {k: v for k, v in tree.items() if k not in named}
         merged = over(merged, typed_tree(tree, lambda _: where))
         origin |= {k: where for k in flatten(tree)}
-    config = built({**merged, "loss": loss}, origin)
+    config = built({**merged, **named}, origin)
     check_loss(config.loss, config.steps, origin)
-    config.loss = _completed(config.loss)
+    config.loss = _completed(config.loss, losses.load(config.loss["name"]).Params())
+    check_controller(config, origin)
+    if config.controller["name"] != controllers.NONE:
+        config.controller = _completed(config.controller, controllers.load(config.controller["name"]).Params())
     for source in (*config.data.train, *config.eval.benchmarks):
         source.name = source.name or source.task or Path(source.file or source.hub or "").stem
     check_values(config, origin)
     return config, origin
 
 
-def _merged_loss(loss: dict[str, Any], given: Any, where: str) -> dict[str, Any]:
-    """`loss` with what a layer says on top. Choosing another loss drops the knobs of the one
-    before."""
+def _merged_named(section: str, below: dict[str, Any], given: Any, where: str) -> dict[str, Any]:
+    """`below`, a loss or a controller, with what a layer says on top. Choosing another one drops
+    the knobs of the one before."""
     if not isinstance(given, (dict, type(None))):
-        raise BadInput(f"{where}: 'loss' takes keys (loss.name=…), not a single value")
+        raise BadInput(f"{where}: '{section}' takes keys ({section}.name=…), not a single value")
     given = given or {}
-    name = given.get("name", loss["name"])
-    return (loss if name == loss["name"] else {}) | _renamed(name, given)
+    name = given.get("name", below["name"])
+    return (below if name == below["name"] else {"name": name}) | _renamed(name, given)
 
 
 def _renamed(name: Any, knobs: dict[str, Any]) -> dict[str, Any]:
@@ -291,14 +295,15 @@ def _renamed(name: Any, knobs: dict[str, Any]) -> dict[str, Any]:
     return {new.get(key, key): value for key, value in knobs.items()}
 
 
-def _completed(loss: dict[str, Any]) -> dict[str, Any]:
-    """`loss` with all of its knobs, each of the type of its default."""
-    defaults = dataclasses.asdict(losses.load(loss["name"]).Params())
+def _completed(named: dict[str, Any], params: Any) -> dict[str, Any]:
+    """A loss or a controller with all of its knobs, each of the type that it has in `params`, the
+    defaults."""
+    defaults = dataclasses.asdict(params)
 
     def like_default(key: str, value: Any) -> Any:
         if isinstance(value, list):
             return [[when, like_default(key, v), *how] for when, v, *how in value]
         return type(defaults[key])(value)
 
-    given = {key: like_default(key, value) for key, value in loss.items() if key != "name"}
-    return {"name": loss["name"], **defaults, **given}
+    given = {key: like_default(key, value) for key, value in named.items() if key != "name"}
+    return {"name": named["name"], **defaults, **given}

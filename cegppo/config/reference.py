@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import losses
+from .. import controllers, losses
 from .recipe import Worker
 from .schema import Config, Source, kinds, types_of
 
+NAMED = ("loss", "controller")  # sections whose keys hang on their name
 DOC = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 HEAD = """# Every key of the configuration
 
@@ -28,8 +29,14 @@ LOSS = """Knobs of the loss that `loss.name` chooses, a file of `cegppo/losses/`
 """
 
 
+CONTROLLER = """What sets knobs while the run goes on: `controller.name` is a file of `cegppo/controllers/`, or `none`.
+Its target may be a schedule: `controller.target=[[0, 0.5], [100%, 0.3, linear]]`.
+"""
+
+
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """(dotted key, field) of everything in dataclass `schema`, but for the loss's own knobs."""
+    """(dotted key, field) of everything in dataclass `schema`, but for the knobs of a loss and of a
+    controller."""
     for field in dataclasses.fields(schema):
         kind = kinds(types_of(schema)[field.name])[0]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -43,17 +50,28 @@ def knobs(loss: str) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(losses.load(loss).Params)}
 
 
-def meanings(loss: str) -> dict[str, str]:
-    """What each key means, in a configuration with that loss."""
-    made = {key: str(field.metadata.get("doc", "")) for key, field in leaves(Config) if key != "loss"}
+def controller_knobs(name: str) -> dict[str, dataclasses.Field]:
+    """The knobs of a controller; of none, none."""
+    if name == controllers.NONE:
+        return {}
+    return {field.name: field for field in dataclasses.fields(controllers.load(name).Params)}
+
+
+def meanings(loss: str, controller: str = controllers.NONE) -> dict[str, str]:
+    """What each key means, in a configuration with that loss and that controller."""
+    said = lambda field: str(field.metadata.get("doc", ""))
+    made = {key: said(field) for key, field in leaves(Config) if key not in NAMED}
     made["loss.name"] = f"the loss: {', '.join(losses.names())}"
-    return made | {f"loss.{name}": str(field.metadata.get("doc", "")) for name, field in knobs(loss).items()}
+    made["controller.name"] = f"what sets knobs while training: {', '.join([controllers.NONE, *controllers.names()])}"
+    made |= {f"loss.{name}": said(field) for name, field in knobs(loss).items()}
+    return made | {f"controller.{name}": said(field) for name, field in controller_knobs(controller).items()}
 
 
 def places(name: str) -> list[str]:
-    """The dotted keys whose last part is `name`: a loss's knobs first, then in the schema's
-    order but for the testbed's own."""
-    of_losses = {f"loss.{name}" for loss in losses.names() if name in knobs(loss)}
+    """The dotted keys whose last part is `name`: a loss's and a controller's knobs first, then in
+    the schema's order but for the testbed's own."""
+    of_losses = [f"loss.{name}"] if any(name in knobs(loss) for loss in losses.names()) else []
+    of_losses += [f"controller.{name}"] if any(name in controller_knobs(c) for c in controllers.names()) else []
     found = [key for key, _ in leaves(Config) if key.rpartition(".")[2] == name and "." in key]
     return [*of_losses, *sorted(found, key=lambda key: key.startswith("testbed."))]
 
@@ -95,7 +113,7 @@ def _section(schema: type, prefix: str = "") -> list[str]:
         kind = kinds(annotation)[0]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             nested.append((f"{prefix}{field.name}.", kind))
-        elif f"{prefix}{field.name}" != "loss":
+        elif f"{prefix}{field.name}" not in NAMED:
             own.append((f"{prefix}{field.name}", field, annotation))
     lines = _table(own)
     for below, kind in nested:
@@ -114,6 +132,11 @@ def text() -> str:
         lines += [f"### `loss.name={name}`", ""]
         own = [(f"loss.{key}", field, types[key]) for key, field in knobs(name).items()]
         lines += _table(own) if own else ["It has no knobs.", ""]
+    lines += ["## `controller`", "", CONTROLLER]
+    for name in controllers.names():
+        types = typing.get_type_hints(controllers.load(name).Params)
+        own = [(f"controller.{key}", field, types[key]) for key, field in controller_knobs(name).items()]
+        lines += [f"### `controller.name={name}`", "", *_table(own)]
     lines += ["## An item of `data.train` or `eval.benchmarks`", "", *_section(Source)]
     lines += ["## An item of `testbed.workers`", "", *_section(Worker)]
     return "\n".join(lines).rstrip() + "\n"

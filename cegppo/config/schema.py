@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
     "rollout.vllm.max_mismatch",
 )  # fmt: skip
+LEDGER = ("diagnostics.every", "diagnostics.influence_tokens")  # keys of those that the ledger's numbers rest on
 SAMPLING = ("k", "temperature", "top_p", "max_tokens")  # keys of eval that a benchmark may have of its own
 # Knobs of a loss that had another name when runs were recorded: {loss: {old name: name}}.
 RENAMED_KNOBS = {"gspo": {"seq_eps_low": "eps_low", "seq_eps_high": "eps_high"}}
@@ -247,6 +248,9 @@ class Config:
     advantage: Advantage = field(default_factory=Advantage)
     loss: dict[str, Any] = knob({"name": "ppo_clip"}, "a file of cegppo/losses by name, and its knobs")
     update: Update = field(default_factory=Update)
+    controller: dict[str, Any] = knob(
+        {"name": "none"}, "a file of cegppo/controllers/ by name, and its knobs; none: knobs are as configured"
+    )
     critic: Critic = field(default_factory=Critic)
     eval: Eval = field(default_factory=Eval)
     grader: Limits = field(default_factory=Limits)
@@ -266,10 +270,14 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The flattened values that make this run this run: equal for two configurations iff one
         may resume the other."""
-        made = {k: v for k, v in flatten(self.to_dict()).items() if not under(k, NOT_IDENTITY)}
-        for key, value in self.loss.items():
-            if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
-                made[f"loss.{key}"] = [[first_step(when, self.steps), *rest] for when, *rest in value]
+        flat = flatten(self.to_dict())
+        # A controller that reads the ledger makes what is looked at a part of what is trained.
+        read = LEDGER if self.controller.get("levers") == "ledger" else ()
+        made = {k: v for k, v in flat.items() if k in read or not under(k, NOT_IDENTITY)}
+        for section, values in (("loss", self.loss), ("controller", self.controller)):
+            for key, value in values.items():
+                if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
+                    made[f"{section}.{key}"] = [[first_step(when, self.steps), *rest] for when, *rest in value]
         return made
 
 

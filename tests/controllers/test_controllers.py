@@ -1,0 +1,152 @@
+"""The adaptive bonus and EntroPIC by hand, and what holds of every controller."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cegppo import config, controllers
+from cegppo.record.files import read_lines
+from cegppo.train import train
+from cegppo.trainer import controller_of, knobs_of, objective_of
+from cegppo.types import BadInput
+
+from ..test_train import Silent, without_times
+
+
+def test_the_coefficient_by_hand():
+    values = {"target": 0.2, "delta": 1e-3, "least": 0.0, "most": 0.002}
+    made = controllers.Controller("adaptive_bonus", values, {"update.entropy_coef": 0.0}, 10)
+    found = []
+    for step, entropy in enumerate([0.1, 0.1, 0.1, 0.3, 0.1, 0.2, 0.2, 0.2]):
+        told = made.observe(step, {"updates": 1.0, "entropy/mean": entropy})
+        found.append((made.section("update")["entropy_coef"], told["controller/coefficient"]))
+    # Up, up, at its upper bound; above the target down and not applied; at it is as above it.
+    applied = [0.001, 0.002, 0.002, 0.0, 0.002, 0.0, 0.0, 0.0]
+    kept = [0.001, 0.002, 0.002, 0.001, 0.002, 0.001, 0.0, 0.0]
+    assert found == [pytest.approx(pair) for pair in zip(applied, kept, strict=True)]
+    assert told["controller/error"] == 0.0 and told["controller/target"] == 0.2
+
+
+def test_proportional_and_integral_by_hand():
+    values = {"target": 0.5, "proportional": 1.0, "integral": 0.1}
+    made = controllers.Controller("entropic", values, {"loss.alpha": 0.0}, 10)
+    found = []
+    for step, entropy in enumerate([0.7, 0.6, 0.4, 9.0]):
+        told = made.observe(step, {"updates": 1.0, "entropy/mean": entropy})
+        found.append((made.section("loss")["alpha"], told["controller/integral"]))
+    # e: 0.2, 0.1, −0.1, 8.5; the sum before each: 0, 0.2, 0.3, 0.2; the last is at its bound.
+    assert found == [pytest.approx(p) for p in [(0.2, 0.0), (0.12, 0.02), (-0.07, 0.03), (1.0, 0.02)]]
+    again = controllers.Controller("entropic", values, {"loss.alpha": 0.0}, 10)
+    again.restore(json.loads(json.dumps(made.state())))
+    line = {"updates": 1.0, "entropy/mean": 0.45}
+    assert again.values == made.values and again.observe(4, line) == made.observe(4, line)
+
+
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        (["controller.name=cegpo_auto"], "command line: unknown controller 'cegpo_auto'; did you mean 'cegppo_auto'?"),
+        (["controller.target=0.4"], "command line: controller.target needs a controller.name"),
+        (["method=entropic", "loss.alpha=2"], "command line: loss.alpha must be in [-1, 1], not 2"),
+        (["method=entropic", "loss.name=ppo_clip"], "controller 'entropic' sets loss.alpha, which loss 'ppo_clip'"),
+        (["controller=3"], "command line: 'controller' takes keys, not 3"),
+        (
+            ["controller.name=cegppo_auto"],
+            "command line: controller 'cegppo_auto' sets loss.beta1, which loss 'ppo_clip'",
+        ),
+        (
+            ["loss.name=cegppo", "controller.name=cegppo_auto", "controller.hrizon=3"],
+            "did you mean 'controller.horizon'?",
+        ),
+        (["method=cegppo_auto", "controller.horizon=1"], "controller.horizon must be at least 2, not 1"),
+        (["method=cegppo_auto", "controller.horizon=2.5"], "controller.horizon takes a int, not 2.5"),
+        (["method=cegppo_auto", "controller.target=-1"], "command line: controller.target must be at least 0, not -1"),
+        (
+            ["method=cegppo_auto", "controller.levers=legder"],
+            "controller.levers: unknown value 'legder'; did you mean 'ledger'?",
+        ),
+        (
+            ["method=cegppo_auto", "controller.memory=[[0, 2.0]]"],
+            "controller.memory takes one value; controller.target alone",
+        ),
+        (["method=cegppo_auto", "controller.target=[[3, 2.0]]"], "controller.target: a schedule begins at 0"),
+        (
+            ["method=cegppo_auto", "loss.beta1=[[0, 0.5]]"],
+            "command line: loss.beta1 is set by controller 'cegppo_auto'",
+        ),
+        (["method=cegppo_auto", "controller.beta2_most=0.9"], "loss.beta2 must be within controller.beta2_least=0"),
+        (
+            ["method=cegppo_auto", "diagnostics.every=0"],
+            "command line: diagnostics.every must be above 0 with controller.le",
+        ),
+        (
+            ["method=adaptive_bonus", "update.entropy_coef=0.1"],
+            "command line: update.entropy_coef must be within controller",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(tiny, overrides, says):
+    with pytest.raises(BadInput) as error:
+        config.load(tiny, overrides)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_layers_and_identity(tiny):
+    load = lambda *overrides: config.load(tiny, overrides)[0]
+    auto = load("method=cegppo_auto")
+    assert auto.controller["name"] == "cegppo_auto" and auto.controller["horizon"] == 10
+    assert load("method=cegppo_auto", "controller.name=none").controller == {"name": "none"}
+    other = load("method=cegppo_auto", "controller.name=adaptive_bonus")  # the knobs of the other are gone
+    assert other.controller["target"] == 0.2 and "horizon" not in other.controller
+    assert load("method=cegppo_auto", "controller.target=[[0, 1], [3, 0.5, linear]]").controller["target"] == [
+        [0, 1.0],
+        [3, 0.5, "linear"],
+    ]
+    # What a controller reads of the ledger is a part of what is trained; else looking is not.
+    looked = lambda *more: load("method=cegppo_auto", *more).identity()
+    assert looked() != looked("diagnostics.every=5")
+    assert looked("controller.levers=logit") == looked("controller.levers=logit", "diagnostics.every=5")
+    shares = [looked(f"controller.target=[[0, 1], [{when}, 0.5]]", "steps=10") for when in ("50%", 5)]
+    assert shares[0] == shares[1]
+    assert "mean" in config.explain(*config.load(tiny, ["method=cegppo_auto"]))
+
+
+def test_what_it_sets_is_what_trains(tiny):
+    settings = config.load(tiny, ["method=adaptive_bonus", "controller.target=100"])[0]
+    made = controller_of(settings)
+    made.observe(0, {"updates": 1.0, "entropy/mean": 3.0})
+    assert objective_of(settings, knobs_of(settings), 1, made).terms.entropy_coef == 1e-4
+    settings = config.load(tiny, ["method=cegppo_auto", "controller.levers=logit"])[0]
+    made = controller_of(settings)
+    made.observe(0, {"updates": 1.0, "entropy/mean": 3.0, "lever/low": -0.1, "lever/high": 0.1})
+    params = objective_of(settings, knobs_of(settings), 1, made).params
+    assert (params.beta1, params.beta2) == (made.values["loss.beta1"], made.values["loss.beta2"]) != (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method=cegppo_auto", "controller.target=2.0", "diagnostics.every=1"],
+        ["method=adaptive_bonus", "controller.target=[[0, 100.0], [2, 0.1]]", "controller.delta=1e-3"],
+        ["method=entropic", "controller.target=2.0"],
+    ],
+    ids=["cegppo_auto", "adaptive_bonus", "entropic"],
+)
+def test_a_run_goes_on_bit_for_bit(tiny, tmp_path, options):
+    """Also: every line has every key, and what is logged as a knob is what was decided before."""
+    options = [*options, "updates_per_step=4", "update.lr=5e-3", "eval_every=0"]
+    load = lambda steps, name: config.load(tiny, [*options, f"steps={steps}", f"run_dir={tmp_path / name}"])[0]
+    train(load(4, "whole"), Silent())
+    train(load(2, "parts"), Silent())
+    train(load(4, "parts"), Silent())
+    lines = without_times(tmp_path / "whole" / "metrics.jsonl")
+    assert lines == without_times(tmp_path / "parts" / "metrics.jsonl") and len(lines) == 4
+    own = [{k: v for k, v in line.items() if k.startswith(("knob/", "controller/", "loss/"))} for line in lines]
+    assert all(line.keys() == own[0].keys() and None not in line.values() for line in own)
+    knobs = [tuple(v for k, v in line.items() if k.startswith("knob/")) for line in own]
+    assert len(set(knobs)) > 1, "it set nothing"
+    glossary = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert [k for k in own[0] if k.startswith("controller/") and f"`{k}`" not in glossary] == []
+    state = json.loads((tmp_path / "parts" / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["controller"]["rule"] and read_lines(tmp_path / "parts" / "metrics.jsonl")
