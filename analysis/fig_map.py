@@ -17,6 +17,7 @@ from .lever import Foretold
 from .stats import Triple
 
 BLOCKS = ("map", "map agreement")
+FEW = 5  # regimes, below which no correlation is quoted
 FOLDER, REFERENCE, MAIN = "map", "grpo", "cegppo"
 SIDES = {"high": ("β = (0, 1)", "#A9C934", "^"), "low": ("β = (1, 0)", "#B36BC9", "v")}
 
@@ -156,8 +157,9 @@ def against(axis: plt.Axes, regimes: list[Regime]) -> None:
             axis.plot([x, x], [y_low, y_high], color=colour, linewidth=0.8, alpha=0.6)
             axis.plot(x, y, marker=marker, color=colour, markersize=5, linestyle="none", label=label or None)
             if arm == MAIN and abs(y) > lever.MATTERS:
+                place = (-6, 5) if regimes.index(regime) % 2 else (-6, -10)
                 axis.annotate(
-                    regime.name, (x, y), (-6, 5), textcoords="offset points", fontsize=6.5, color="#444444", ha="right"
+                    regime.name, (x, y), place, textcoords="offset points", fontsize=6.5, color="#444444", ha="right"
                 )
     limits = (-1.5, 1.5)
     for scale in (axis.set_xscale, axis.set_yscale):
@@ -214,14 +216,17 @@ def agreements(regimes: list[Regime]) -> list[str]:
     made = []
     for arm, label in {MAIN: "(0.5, 1)", "high": "(0, 1)", "low": "(1, 0)"}.items():
         there = sum(arm in regime.arms for regime in regimes)
-        if there < 3:
+        if not there:
             continue
         seen = agreement(regimes, (arm,))
+        signs = f"{seen['decided']:.0f} measured differences exclude 0, {seen['right']:.0f} with the foretold sign"
+        if there < FEW:
+            made.append(f"β = {label}, {there} regimes: {signs}")
+            continue
         made.append(
             f"β = {label}, {there} regimes: foretold and measured correlate at r = {seen['correlation']:.2f}"
             f" [{seen['low']:.2f}, {seen['high']:.2f}] (95 %, regimes drawn with replacement), rank correlation"
-            f" {seen['rho']:.2f}, slope of measured on foretold {seen['slope']:.2f}; {seen['decided']:.0f} measured"
-            f" differences exclude 0, {seen['right']:.0f} of them with the foretold sign"
+            f" {seen['rho']:.2f}, slope of measured on foretold {seen['slope']:.2f}; {signs}"
         )
     return made
 
