@@ -43,7 +43,9 @@ def draw(results: Path, file: Path = claims.FILE) -> None:
 def blocks(results: Path) -> dict[str, str]:
     """The tables of all families, and how many claims came out which way."""
     stated = claims.read()
-    found, _ = _decide(results, stated)
+    found, absent = _decide(results, stated)
+    if not any(found):
+        raise load.Missing("; ".join(dict.fromkeys(absent)))
     made = _numbers(stated, found)
     parts, counts = [], []
     for family in dict.fromkeys(made["family"]):

@@ -22,7 +22,7 @@ ARMS = {
     "high": ("beta_0_1", "lacks NA&LP: β = (0, 1)"),
     "both": ("beta_1_1", "lacks neither: β = (1, 1)"),
 }
-BLOCKS = ("one_side", "one_side_random")
+BLOCKS = ("one_side_random",)
 MARKERS = {"pa_hp": "o", "pa_lp": "o", "na_hp": "^", "na_lp": "^"}
 
 
@@ -95,6 +95,6 @@ def scatter(axis: plt.Axes, record: pd.DataFrame, eps_low: float, eps_high: floa
 
 
 def blocks(results: Path) -> dict[str, str]:
-    """Both sweeps' tables, β and what is given back."""
+    """The table of random rewards, by β."""
     named = {arm: f"β = ({look.removeprefix('beta_').replace('_', ', ')})" for arm, (look, _) in ARMS.items()}
     return {name: evolution.block(results, name, named) for name in BLOCKS}

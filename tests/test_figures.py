@@ -181,7 +181,7 @@ def test_every_figure_is_drawn_without_torch_and_alike_again(results):
     assert all((results / "figures" / f"{name}.png").stat().st_size > 10_000 for name in FIGURES)
     assert "2 seeds" in done.stdout and "R = −a·exp(H) + b" in done.stdout
     assert front_door().main(["figures", "--results", str(results), "--only", *AGAIN]) == 0
-    assert all((results / "figures" / f"{name}.svg").read_bytes() == first[name] for name in AGAIN)
+    assert [name for name in AGAIN if (results / "figures" / f"{name}.svg").read_bytes() != first[name]] == []
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_no_sentence_says_held_without_the_name_of_a_claim():
     """What held is what a claim says; docs/figures.md defines the words and is left out."""
     names = {claim.name for claim in claims.read()}
     for path in numbers.texts(ROOT):
-        if path.name == "figures.md":
+        if path.name in ("figures.md", "config.md"):  # nor does a key's meaning speak of verdicts
             continue
         prose = numbers.BLOCK.sub("", path.read_text())
         for piece in re.split(r"\n\s*\n|\n(?=[*|-] )|\n(?=\|)", prose):

@@ -209,7 +209,7 @@ class Limits:
     timeout: float = knob(5.0, "seconds of wall clock an answer may take", above=0, most=3600)
     memory_mb: int = knob(1024, "MiB of address space of the process that grades it", least=256, most=2**24)
     workers: int = knob(
-        0, "answers graded at a time; 0: one a core, shared between the ranks of a machine", least=0, most=512
+        0, "answers graded at a time; 0: one a core, shared between the ranks of a machine", least=0, most=1024
     )
 
 

@@ -170,7 +170,7 @@ def members(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
     damaged, or a member is larger than any that is written."""
     rows: list[dict[str, Any]] = []
     whole = 0
-    while whole < len(data):
+    while data[whole:].strip(b"\0"):  # zeros at the end are what a lost power supply leaves of a piece
         member = zlib.decompressobj(wbits=31)
         damaged = f"{path}: damaged after {len(rows)} problems (byte {whole}); move it away to sample them again"
         try:
