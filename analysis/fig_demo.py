@@ -10,8 +10,8 @@ import pandas as pd
 from . import evolution, ledger, lever, load, stats, style
 
 SWEEP = "demo"
-REWARDS = {"coin": "the reward is a coin", "task": "the reward is the task"}
-METHODS = {"grpo": "grpo", "high": "beta_0_1", "low": "beta_1_0"}  # and whose look it has
+REWARDS = {"coin": "a coin for a reward, large step", "task": "the task's reward"}
+METHODS = {"grpo": "grpo", "low": "beta_1_0"}  # and whose look it has
 ARMS = [f"{reward}_{method}" for reward in REWARDS for method in METHODS]
 
 
@@ -42,7 +42,7 @@ def draw(results: Path) -> None:
     for arm in ARMS:
         if arm in found:
             reward, method = arm.split("_")
-            print(f"  {REWARDS[reward]:<23} {style.look(METHODS[method])[0]}: {answer(found[arm])}")
+            print(f"  {REWARDS[reward]:<31} {style.look(METHODS[method])[0]}: {answer(found[arm])}")
     print(f"\nfigure: {path}")
 
 
