@@ -26,7 +26,7 @@ def draw(results: Path, file: Path = claims.FILE) -> None:
     made = _numbers(stated, found)
     sections = [
         tables.Section(
-            FAMILIES.get(family, family), _caption(made[made["family"] == family]), _cells(stated, found, of)
+            FAMILIES.get(family, family), _caption(made[made["family"] == family]), _cells(stated, found, made.loc[of])
         )
         for family in dict.fromkeys(made["family"])
         if (of := list(made.index[made["family"] == family]))
@@ -50,7 +50,7 @@ def blocks(results: Path) -> dict[str, str]:
     parts, counts = [], []
     for family in dict.fromkeys(made["family"]):
         of = list(made.index[made["family"] == family])
-        cells = _cells(stated, found, of).drop(columns=["test", "source"])
+        cells = _cells(stated, found, made.loc[of]).drop(columns=["test", "source"])
         cells["name"] = [f"`{name}`" for name in cells["name"]]
         parts.append(f"**{FAMILIES.get(family, family)}.** {_caption(made.loc[of])}\n\n{numbers.markdown(cells)}")
         counts.append(f"* {FAMILIES.get(family, family)}: o{_count(made.loc[of])[1:]}.")
@@ -93,10 +93,10 @@ def _numbers(stated: list[Claim], found: list[Record | None]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cells(stated: list[Claim], found: list[Record | None], of: list[int]) -> pd.DataFrame:
-    made = _numbers(stated, found)
+def _cells(stated: list[Claim], found: list[Record | None], made: pd.DataFrame) -> pd.DataFrame:
+    """What is shown of the claims whose numbers are `made`, indexed by their place in `stated`."""
     rows = []
-    for i in of:
+    for i in made.index:
         claim, record, row = stated[i], found[i], made.loc[i]
         form = "{:.3g}" if claim.ratio else "{:+.3g}"
         show = lambda v, form=form: tables.interval(v.mean, v.low, v.high, form=form)
@@ -116,8 +116,8 @@ def _cells(stated: list[Claim], found: list[Record | None], of: list[int]) -> pd
             }
         )
     cells = pd.DataFrame(rows)
-    empty = [name for name in ("the later seeds alone",) if (cells[name] == "").all()]
-    return cells.drop(columns=empty)
+    later = "the later seeds alone"
+    return cells.drop(columns=later) if (cells[later] == "").all() else cells
 
 
 def _count(made: pd.DataFrame) -> str:
