@@ -78,6 +78,10 @@ def test_expansion(demo):
         (("method: grpo", "method: gropo"), "demo.yaml: arm 'grpo': unknown method 'gropo'"),
         (("experiment: tiny.yaml", "experiment: tinny.yaml"), "tinny.yaml: no such file"),
         (("grpo: {method: grpo}", "grpo: grpo"), "arm 'grpo' takes keys like {method: grpo}, not 'grpo'"),
+        (
+            ("seeds: [0, 1]", "takes_from: [map/coin]\nseeds: [0, 1]"),
+            "demo.yaml: takes_from names sweeps, folders right",
+        ),
         (("seeds: [0, 1]", "seeds: [0, 0]"), "two runs would write to results/demo/grpo/seed0"),
         (("common: {steps: 3,", "common: {run_dir: here, steps: 3,"), "two runs would write to here"),
     ],

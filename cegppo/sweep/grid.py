@@ -183,6 +183,9 @@ def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
         raise BadInput(f"{path}: workers and trials must be at least 1, gpus at least 0")
     if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in tree["seeds"]):
         raise BadInput(f"{path}: seeds must be a list of whole numbers, not {tree['seeds']!r}")
+    for name in tree.get("takes_from", []):  # a reference is <sweep>/<arm>/seed<k> under the same root
+        if not isinstance(name, str) or len(Path(name).parts) != 1:
+            raise BadInput(f"{path}: takes_from names sweeps, folders right under results, not {name!r}")
     where = tree.get("launcher", "local")
     if where not in launch.NAMES and not where.startswith("ray://"):
         raise BadInput(f"{path}: unknown launcher '{where}'{nearest(where, launch.NAMES)}")
