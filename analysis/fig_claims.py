@@ -11,7 +11,7 @@ from .claims import Claim, Record, Verdict
 
 BLOCKS = ("claims", "claims count")
 FAMILIES = {
-    "paper": "What the paper claims, on the default testbed",
+    "paper": "What the paper claims, on the testbed with a mini-batch of one group",
     "map": "Where β matters: the regimes",
     "cliff": "Why the low side collapses",
 }

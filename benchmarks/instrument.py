@@ -68,7 +68,7 @@ def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: in
 
 
 def per_update() -> str:
-    trainer = Trainer(config.load("experiments/testbed.yaml", ["method=cegppo", "diagnostics.every=0"])[0])
+    trainer = Trainer(config.load("experiments/one_group.yaml", ["method=cegppo", "diagnostics.every=0"])[0])
 
     def off() -> None:
         with instrument_off():
@@ -125,7 +125,7 @@ def main() -> None:
     print(per_update(), flush=True)
     print(at_vocabulary(), flush=True)
     print("\n| a looked-at step | looked at | ordinary | ratio |\n|---|---|---|---|")
-    for experiment in ("experiments/testbed.yaml", "experiments/regimes/task.yaml"):
+    for experiment in ("experiments/one_group.yaml", "experiments/regimes/task.yaml"):
         for parts in (False, True):
             print(looked_at(experiment, parts), flush=True)
 
