@@ -13,6 +13,7 @@ BLOCKS = ("claims", "claims count")
 FAMILIES = {
     "paper": "What the paper claims, on the testbed with a mini-batch of one group",
     "map": "Where β matters: the regimes",
+    "sides": "Either side alone, and clip-higher, in the regimes of the map",
     "cliff": "Why the low side collapses",
 }
 VERDICTS = ("held", "not held", "undecided", "missing")
