@@ -115,7 +115,7 @@ class Evaluator:
         finally:
             kept.close()
         right = [[v == Verdict.CORRECT for v in row["verdicts"]] for row in rows]
-        answers = [[vote(text) for text in row["completions"]] for row in rows]
+        answers = [[vote(text, p.final) for text in row["completions"]] for p, row in zip(b.prompts, rows)]
         found = Counter(v for row in rows for v in row["verdicts"])
         made = summary(b.name, b.k, [sum(r) for r in right], {v.value: found[v] for v in Verdict})
         counts = np.array(made["correct"])

@@ -72,6 +72,10 @@ class Verdict(StrEnum):
     GRADER_ERROR = "grader_error"  # the grader failed; counted, never passed off as wrong
 
 
+# Where a response has its final answer (problems/reward.py).
+AnswerForm = Literal["boxed", "last_line", "last_number"]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One problem, as the model sees it and as the grader needs it."""
@@ -83,6 +87,7 @@ class Prompt:
     answer: str  # the reference answer
     task: str | None = None  # reasoning-gym task whose `score_answer` grades it; None: compared with `answer`
     entry: dict[str, Any] = field(default_factory=dict, compare=False)  # what that grader wants to see
+    final: AnswerForm = "boxed"  # where a response to it has its final answer
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage
-model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
+model.parallel model.head model.attention model.policy model.gguf model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen

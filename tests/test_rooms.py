@@ -41,6 +41,25 @@ def test_final_answer(text, answer):
 
 
 @pytest.mark.parametrize(
+    "text, line, number",
+    [
+        ("3 + 4\nis 7.", "is 7.", "7"),
+        ("No, 3-4 = -1\n\n", "No, 3-4 = -1", "-1"),
+        ("so 1,234.5, 2", "so 1,234.5, 2", "2"),
+        ("half: 1/2 (x)", "half: 1/2 (x)", "1/2"),
+        ("none", "none", None),
+        ("", None, None),
+    ],
+)
+def test_final_answer_elsewhere(text, line, number):
+    assert reward.final_answer(text, "last_line") == line
+    assert reward.final_answer(text, "last_number") == number
+    prompt = Prompt("s/1", "s", "q", (1,), number or "0", final="last_number")
+    verdicts = reward.verdicts([Rollout(prompt, 0, (2,), (0.0,), "stop", text)])
+    assert verdicts == [Verdict.NO_ANSWER if number is None else Verdict.CORRECT]
+
+
+@pytest.mark.parametrize(
     "answer, reference, same",
     [("12", "12", True), ("12.0", "12", True), ("1/2", "0.5", True), ("1,234", "1234", True), ("+7", "7", True),
     ("-7", "7", False),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..knobs import first_step
-from ..types import knob
+from ..types import AnswerForm, knob
 from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
@@ -58,6 +58,10 @@ class Data:
     max_prompt_tokens: int = knob(1024, "longer prompts are counted and skipped", least=1)
     chat_template: bool = knob(
         False, "of the model, around training and benchmark problems; else the problem and a line break"
+    )
+    final_answer: AnswerForm = knob(
+        "boxed",
+        "where a response has it: the last \\boxed{…} | its last line | its last number; the latter for small models",
     )
     suffix: str = knob("", "put after every problem as it stands, so begin it with a space or a line break")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..types import AnswerForm
 from .reward import final_answer, normalised
 
 
@@ -47,9 +48,9 @@ def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int)
     )
 
 
-def vote(text: str) -> str | None:
+def vote(text: str, form: AnswerForm = "boxed") -> str | None:
     """What a response votes for in maj@k: its final answer, trivially equal ones written alike."""
-    answer = final_answer(text)
+    answer = final_answer(text, form)
     return None if answer is None else normalised(answer)
 
 

@@ -254,7 +254,7 @@ def make_prompt(
         text, ids = encode(question, tokenizer, data)
     except BadInput as error:
         raise BadInput(f"data source '{source.name}': {error}") from None
-    return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, entry)
+    return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, entry, data.final_answer)
 
 
 def benchmarks(e: Eval, data: Data, tokenizer: Tokenizer) -> dict[str, list[Prompt]]:

@@ -1,6 +1,7 @@
 """From a response to a Score. A grader's failure is a verdict of its own, never a wrong answer.
 
-The final answer is the content of the last complete `\\boxed{…}`. Tasks of reasoning-gym are graded
+The final answer is the content of the last complete `\\boxed{…}`, unless `data.final_answer` names
+another place. Tasks of reasoning-gym are graded
 by the library's own `score_answer`. A problem that has only a reference answer is compared as text
 and as a number, which settles most answers, and the rest by math-verify in processes of its own
 (grader.py).
@@ -18,17 +19,24 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Limits, digest, is_rule
-from ..types import BadInput, Prompt, Rollout, Score, Verdict, present
+from ..types import AnswerForm, BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader
 
 Rule = Callable[[Prompt, str], float]  # (prompt, response) → reward in [0, 1]
 _BOX = "\\boxed{"
+# A minus after a digit, a letter or a bracket is a sign between two numbers, not of one.
+_NUMBERS = re.compile(r"(?:(?<![\w)\]])[+-])?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
 _MARKS = re.compile(r"\\boxed\{|[{}]")
 
 
-def final_answer(text: str) -> str | None:
-    """The content of the last complete `\\boxed{…}` of `text`, braces balanced; None when there
-    is none."""
+def final_answer(text: str, form: AnswerForm = "boxed") -> str | None:
+    """The final answer of `text`: the content of its last complete `\\boxed{…}`, braces balanced;
+    or its last line that is not empty; or its last integer, decimal number or fraction of
+    integers. None when there is none."""
+    if form == "last_line":
+        return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
+    if form == "last_number":
+        return next(reversed(_NUMBERS.findall(text)), None)
     found = None
     open_at: list[int | None] = []  # of each brace not yet closed: where its content begins if it is a box's
     for mark in _MARKS.finditer(
@@ -93,7 +101,8 @@ def quick(answer: str, reference: str) -> bool | None:
 
 def _settle(rollout: Rollout) -> Verdict | grader.Pair:
     """What became of one response, or what math-verify has to compare."""
-    answer, prompt = final_answer(rollout.text), rollout.prompt
+    prompt = rollout.prompt
+    answer = final_answer(rollout.text, prompt.final)
     if answer is None:
         return Verdict.TRUNCATED if rollout.finish == "length" else Verdict.NO_ANSWER
     if prompt.task is None:
