@@ -1,5 +1,5 @@
 """The entropy ledger over a run: what each class of tokens did to the entropy, at once, through
-momentum and over the run, and how well first order foretold what was measured.
+momentum, and how well first order foretold what was measured.
 
 A row of the record is a looked-at step, all of its updates together (docs/metrics.md). The unit of
 every interval is a seed: a run becomes one number, the mean over its looked-at steps, first. What a
@@ -17,7 +17,7 @@ from .stats import Triple
 
 CLASSES = {"pa_hp": "PA&HP", "pa_lp": "PA&LP", "na_hp": "NA&HP", "na_lp": "NA&LP"}
 REST = {"momentum": "momentum from before", "decay": "weight decay", "other": "other terms"}
-COLUMNS = ("at once", "carried", "eventual")  # of a step; "over run" is of the run
+COLUMNS = ("at once", "carried", "eventual")
 MILLI = 1e3  # nats to 10⁻³ nats
 FEW = 5  # looked-at steps of one run, below which nothing is said of a difference
 OLD = "a ledger of the old kind, of each step's last update alone (no `ledger/updates` in its lines): not shown"
@@ -68,12 +68,13 @@ def steps_of(metrics: pd.DataFrame) -> float:
 
 
 def table(metrics: pd.DataFrame, beta1: float) -> pd.DataFrame:
-    """A row a part and column: part, column, mean, low, high; nats a step, `over run` in nats.
+    """A row a part and column: part, column, mean, low, high; nats a step.
 
-    Of a class (and of other terms) `over run` is what its gradients did: eventual × steps. What
-    momentum carried from before is the work of earlier gradients and has no such number of its own.
+    There is no column of the whole run: 1/(1 − β₁) × steps of what was done at once contradicts
+    what the run then did (`check`). What momentum carried from before is the work of earlier
+    gradients and has no eventual effect of its own.
     """
-    rows, steps = entries(metrics), steps_of(metrics)
+    rows = entries(metrics)
     made: list[dict] = []
 
     def put(part: str, column: str, values: pd.Series, factor: float = 1.0) -> None:
@@ -87,25 +88,21 @@ def table(metrics: pd.DataFrame, beta1: float) -> pd.DataFrame:
         put(part, "at once", at_once)
         put(part, "carried", rows[f"ledger/carried_{key}"])
         put(part, "eventual", at_once, 1 / (1 - beta1))
-        put(part, "over run", at_once, steps / (1 - beta1))
     put(REST["momentum"], "at once", rows["ledger/predicted_momentum"])
     if rows["ledger/predicted_decay"].any():
         put(REST["decay"], "at once", rows["ledger/predicted_decay"])
-        put(REST["decay"], "over run", rows["ledger/predicted_decay"], steps)
     put("whole step, first order", "at once", rows["ledger/predicted"])
     put("whole step, measured", "at once", rows["dentropy/measured"])
-    put("whole step, measured", "over run", rows["dentropy/measured"], steps)
     return pd.DataFrame(made)
 
 
 def cells(made: pd.DataFrame) -> pd.DataFrame:
-    """`table` as text, a row a part: 10⁻³ nats a step, `over run` in nats."""
+    """`table` as text, a row a part: 10⁻³ nats a step."""
     rows: dict[str, dict[str, str]] = {}
     for row in made.to_dict("records"):
-        factor = 1.0 if row["column"] == "over run" else MILLI
         triple = (row["mean"], row["low"], row["high"])
-        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = show(triple, "{:+.2f}", factor)
-    return pd.DataFrame(rows.values(), columns=["part", *COLUMNS, "over run"]).fillna("")
+        rows.setdefault(row["part"], {"part": row["part"]})[row["column"]] = show(triple, "{:+.2f}", MILLI)
+    return pd.DataFrame(rows.values(), columns=["part", *COLUMNS]).fillna("")
 
 
 def agreements(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -194,7 +191,7 @@ def text(metrics: pd.DataFrame, title: str, beta1: float) -> str:
         return f"{title}: {OLD}" if is_old(metrics) else ""
     interval = " [95 % t interval]" if seeds(rows) > 1 else ""
     head = (
-        f"{title}: what moved the entropy, 10⁻³ nats a step, over the run in nats; mean of {len(rows)} looked-at steps"
+        f"{title}: what moved the entropy, 10⁻³ nats a step; mean of {len(rows)} looked-at steps"
         f" of {seeds(rows)} run{'s' if seeds(rows) > 1 else ''}{interval}"
     )
     agree = agreement_cells(agreements(metrics))
