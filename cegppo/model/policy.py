@@ -116,8 +116,9 @@ class Policy:
 
     def autocast(self) -> torch.autocast:
         """bf16 where it is asked for: matrix products in bf16 from fp32 weights, which therefore
-        stay the optimizer's own."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        stay the optimizer's own. Nothing is kept of the casts: a layer's weight is cast once a
+        pass, and the copies would stay beside weights that FSDP2 has long given back."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
 
     @contextmanager
     def exactly(self) -> Iterator[None]:
