@@ -188,8 +188,17 @@ def foretold(results: Path) -> list[Foretold]:
 
 def same(one: dict, other: dict) -> bool:
     """Whether two configurations differ in nothing but the loss's β, in names and in what is
-    looked at, which changes no run."""
-    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "diagnostics")
+    looked at, which changes no run. A key that only one of them has came with a later version, whose
+    default is what was done before; only a controller is never taken for its default."""
+    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "diagnostics", "controller")
     bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, "loss")}
     clip = lambda settings: {k: v for k, v in settings["loss"].items() if k not in ("name", "beta1", "beta2")}
-    return bare(one) == bare(other) and clip(one) == clip(other)
+    control = lambda settings: settings.get("controller", {"name": "none"})
+    alike = _agree(bare(one), bare(other)) and _agree(clip(one), clip(other))
+    return alike and control(one) == control(other)
+
+
+def _agree(one: dict, other: dict) -> bool:
+    """Whether two nested mappings say the same of every key that both have."""
+    nested = lambda a, b: _agree(a, b) if isinstance(a, dict) and isinstance(b, dict) else a == b
+    return all(nested(one[key], other[key]) for key in one.keys() & other.keys())
