@@ -31,6 +31,7 @@ model.parallel model.head model.attention model.policy model.critic model.optimi
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
+plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
 """.split()
 
 

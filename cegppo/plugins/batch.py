@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..instrument.entropy import CLASSES, SIDES
+from ..instrument.entropy import BY_PROBABILITY, CLASSES, SIDES, clip_side
 from ..instrument.tally import Tally
 from ..knobs import misfit, nearest
-from ..objective import Objective, Terms, Weights, weigh
+from ..objective import Objective, Terms, Weights, kl_penalty, weigh
 from ..types import BadInput, TokenBatch
 
 
@@ -153,6 +153,20 @@ def serve(
     terms, _ = objective.losses(x, {"policy": x.mask_BT})
     facts = {name: value for name, value in sums.items() if name.startswith("fact/")}
     return Served(aggregate(factored(terms["policy"])), weights, scale_BT, facts)
+
+
+def token_facts(x: TokenBatch, w: Weights) -> dict[str, Tensor]:
+    """[B, T] each, 0 or 1 or in nats: what has its mean over tokens as the metric of that name, for
+    a trainer that takes means over tokens itself."""
+    logprob_BT = x.logprob_BT.detach()
+    code_BT = BY_PROBABILITY.codes(logprob_BT, x.entropy_BT, x.advantage_BT)
+    side_BT = clip_side(x.ratio_BT.detach(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
+    made = {"tokens/zero_advantage": code_BT == 0}
+    for c, name in enumerate(CLASSES[1:], 1):
+        made |= {f"tokens/{name}": code_BT == c, f"clip/{name}": (code_BT == c) & (side_BT > 0)}
+    made |= {f"clip/{name}": side_BT == s for s, name in enumerate(SIDES[1:], 1)}
+    made |= {f"kl/old_{kind}": kl_penalty(x.old_logprob_BT, logprob_BT, kind) for kind in ("k1", "k3")}
+    return {name: value_BT.to(logprob_BT.dtype) for name, value_BT in made.items()}
 
 
 def known(metrics: Mapping[str, float]) -> dict[str, float]:
