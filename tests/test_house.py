@@ -21,7 +21,7 @@ ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
 controllers.entropic
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-plugins.batch
+plugins plugins.batch
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run

@@ -186,14 +186,14 @@ def parts(tally: Tally, tokens: float) -> dict[str, float]:
         clip/prob_<side>          part/prob_<side> / clip/<side>
         entropy/q_<side>          part/q_<side> / clip/<side>
         grad/share_<class>, …     part/grad_<class>, … / part/grad
-        entropy/share_no_gradient part/entropy_no_gradient / entropy/mean
+        entropy/share_no_gradient part/entropy_no_gradient / part/entropy
     """
     none = np.zeros((len(CLASSES), len(SIDES)))
     sums = {name: tally.sums.get(name, none) for name in COLUMNS}
     mean = {name: value / tokens for name, value in sums.items()}
     made = {
         "tokens/zero_advantage": mean["tokens"][0].sum(),
-        "entropy/mean": mean["entropy"].sum(),
+        "part/entropy": mean["entropy"].sum(),
         "entropy/q_mean": mean["q"].sum(),
         "part/entropy_no_gradient": mean["idle_entropy"].sum(),
         "part/grad": sums["gradient"].sum(),
