@@ -172,6 +172,7 @@ def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_pa
         ({"loss": "boundary_rescue"}, "TRL: loss 'boundary_rescue' needs uniform, which TRL does not give it"),
         ({"loss_type": "sapo"}, "CEGPPOConfig: loss_type says here how token losses are aggregated"),
         ({"importance_sampling_level": "sequence"}, "CEGPPOConfig: importance_sampling_level is 'token' here"),
+        ({"delta": 1.1}, "CEGPPOConfig: delta must be above the clip's upper bound, 1.2, not 1.1"),
         ({"use_adaptive_entropy": True}, "CEGPPOConfig: use_adaptive_entropy is not here"),
     ],
 )
@@ -223,6 +224,16 @@ def test_a_training_is_a_run_that_reports_and_figures_read(tiny_model, tmp_path)
     assert "cegppo" in report.write(folder).read_text()
     with pytest.raises(BadInput, match="holds another run; choose another folder"):
         trainer(tiny_model, tmp_path / "out", callbacks=[RunFolder(folder)]).train()
+
+
+def test_a_training_that_goes_on_goes_on_in_its_folder(tiny_model, tmp_path):
+    folder, saves = tmp_path / "run", dict(save_strategy="steps", save_steps=4)
+    trainer(tiny_model, tmp_path / "out", callbacks=[RunFolder(folder, every=0)], max_steps=4, **saves).train()
+    first = load.run(folder)
+    t = trainer(tiny_model, tmp_path / "out", callbacks=[RunFolder(folder, every=0)], **saves)
+    t.train(resume_from_checkpoint=True)
+    assert list(load.run(folder)["step"]) == [1, 2] and load.run(folder).iloc[0]["clip/low"] == first["clip/low"][0]
+    assert not (folder / "tokens").exists()
 
 
 def test_a_line_of_the_log_is_whole_rollouts(tiny_model, tmp_path):

@@ -21,7 +21,15 @@ def main(model: str, out: str) -> None:
     with tempfile.TemporaryDirectory() as where:
         world = int(os.environ["WORLD_SIZE"])
         cut = CUTS[world]
-        t = trainer(Path(model), Path(where), gradient_accumulation_steps=len(cut[0]) - 1, beta=0.1, loss="gmpo")
+        parts = len(cut[0]) - 1
+        t = trainer(
+            Path(model),
+            Path(where),
+            gradient_accumulation_steps=parts,
+            steps_per_generation=parts,
+            beta=0.1,
+            loss="gmpo",
+        )
         batch = inputs(t.model)
         mine = cut[t.accelerator.process_index]
         _, gradient = loss_and_gradient(t, [rows(batch, *edges) for edges in zip(mine, mine[1:])])

@@ -77,7 +77,10 @@ class CEGPPOConfig(Knobs, GRPOConfig):
         one_BT = torch.ones(1, 1)
         has = batch.token_batch(one_BT, one_BT, one_BT, one_BT, entropy_BT=one_BT, old_entropy_BT=one_BT)
         whole = self.gradient_accumulation_steps == 1 and self.world_size == 1
-        batch.refuse("TRL", self.objective(), has, whole=whole)
+        objective = self.objective()
+        batch.refuse("TRL", objective, has, whole=whole)
+        if self.delta is not None and self.delta <= (bound := 1 + getattr(objective.params, "eps_high", 0.0)):
+            raise BadInput(f"CEGPPOConfig: delta must be above the clip's upper bound, {bound:g}, not {self.delta:g}")
         if self.loss_type not in AGGREGATES:
             other = f"; for TRL's, say loss='{self.loss_type}'" if self.loss_type in losses.names() else ""
             raise BadInput(
