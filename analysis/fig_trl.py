@@ -15,6 +15,7 @@ from . import evolution, load, numbers, stats, style
 REGIME, SWEEP = "coin_updates16", "map/coin_updates16"
 ARMS = ["grpo", "cegppo"]
 THEIRS = {arm: f"trl_{arm}" for arm in ARMS}
+IN_ORDER = "grpo_in_order"  # TRL's GRPO without its shuffling: groups stay together in an update
 PANELS = {
     "entropy/mean": ("Policy entropy", "nats per token"),
     "accuracy/mean": ("Accuracy of what was sampled", "share; the reward is a coin"),
@@ -42,8 +43,11 @@ def runs(results: Path) -> pd.DataFrame:
     theirs = pd.read_csv(path)
     theirs = theirs[theirs["experiment"] == REGIME].drop(columns="experiment")
     ours = load.metrics(results, SWEEP, ARMS)
-    both = pd.concat([ours[theirs.columns], theirs.assign(arm=theirs["arm"].map(THEIRS))], ignore_index=True)
-    seeds = set.intersection(*(set(mine["seed"]) for _, mine in both.groupby("arm")))
+    theirs["arm"] = theirs["arm"].replace(THEIRS)
+    both = pd.concat([ours[theirs.columns], theirs], ignore_index=True)
+    seeds = set.intersection(*(set(both[both["arm"] == arm]["seed"]) for arm in (*ARMS, *THEIRS.values())))
+    if not seeds:
+        raise load.Missing(f"{path} and the runs of {results / SWEEP} have no seed in common")
     last = both.groupby(["arm", "seed"])["step"].max().min()
     return both[both["seed"].isin(seeds) & (both["step"] <= last)].reset_index(drop=True)
 
@@ -57,6 +61,7 @@ def look(arm: str) -> tuple[str, dict]:
 def draw(results: Path) -> None:
     found = runs(results)
     arms = [name for arm in ARMS for name in (arm, THEIRS[arm])]
+    drawn = evolution.caption(found[found["arm"].isin(arms)], REGIME)
     figure, axes = plt.subplots(2, 2, figsize=(8.4, 5.8), sharex=True, constrained_layout=True)
     for axis, (key, (title, unit)) in zip(axes.flat, PANELS.items()):
         evolution.over_steps(axis, found, arms, key, look=look)
@@ -64,9 +69,7 @@ def draw(results: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("rollout")
     style.legend(figure, 4, axes[0][0])
-    style.caption(
-        figure, f"{evolution.caption(found, REGIME)}; moving average over {evolution.WINDOW} rollouts; TRL 1.16.0"
-    )
+    style.caption(figure, f"{drawn}; moving average over {evolution.WINDOW} rollouts; TRL 1.16.0")
     print(table(found).to_string(index=False))
     print(f"\nfigure: {style.save(figure, results, 'trl')}")
 
@@ -80,6 +83,9 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         for arm in ARMS:
             difference = stats.paired(known[THEIRS[arm]], known[arm])
             rows.append([name, style.look(arm)[0], known[arm], known[THEIRS[arm]], difference])
+        if IN_ORDER in known:
+            difference = stats.paired(known[IN_ORDER], known["grpo"])
+            rows.append([name, "GRPO, not shuffled", known["grpo"], known[IN_ORDER], difference])
         effect = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
         rows.append([name, "CE-GPPO less GRPO", *effect, stats.paired(effect[1], effect[0])])
     said = [
@@ -91,5 +97,6 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
 
 def blocks(results: Path) -> dict[str, str]:
     found = runs(results)
-    facts = f"{evolution.seeds(found)} an arm, {found['step'].max()} rollouts; 95 % t intervals over seeds."
+    counted = evolution.seeds(found[found["arm"].isin(ARMS)])
+    facts = f"{counted} an arm, {found['step'].max()} rollouts; 95 % t intervals over seeds."
     return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}"}

@@ -5,18 +5,21 @@ learning rate, AdamW, gradient clipping, rewards and token limit as the experime
 samples, forms advantages and mini-batches and updates. Appends to results/trl/runs.csv, a row a
 rollout; a run that is there is not repeated. A minute a run on an idle core.
 
-    python benchmarks/trl_runs.py experiments/regimes/coin_updates16.yaml 0 1 2
+    python benchmarks/trl_runs.py experiments/regimes/coin_updates16.yaml grpo,cegppo 1 2 3
 """
 
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import common  # noqa: F401 — sets threads and paths
 import pandas as pd
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
+from trl.trainer import grpo_trainer
 
 from cegppo import config
 from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer
@@ -27,6 +30,8 @@ from cegppo.types import Rollout, Verdict
 
 ROLLOUTS = 30
 ARMS = {"grpo": {"loss": "ppo_clip"}, "cegppo": {"loss": "cegppo", "beta1": 0.5, "beta2": 1.0}}
+IN_ORDER = "grpo_in_order"  # without TRL's shuffling of a rollout: groups stay together in an update, as ours
+ARMS[IN_ORDER] = ARMS["grpo"]
 TABLE = Path(__file__).resolve().parent.parent / "results" / "trl" / "runs.csv"
 COLUMNS = [
     "entropy/mean",
@@ -80,7 +85,8 @@ def run(c: config.Config, arm: str) -> list[dict]:
         data = Dataset.from_list([{"prompt": p.text, "number": n} for n, p in enumerate(prompts)])
         trainer = CEGPPOTrainer(str(folder), reward, arguments, train_dataset=data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with patch.object(grpo_trainer, "shuffle_sequence_dict", dict) if arm == IN_ORDER else nullcontext():
+            trainer.train()
     log = [row for row in trainer.state.log_history if "entropy/mean" in row]
     names = {"length/mean": "completions/mean_length", "grad/norm": "grad_norm"}
     return [
@@ -89,9 +95,9 @@ def run(c: config.Config, arm: str) -> list[dict]:
     ]
 
 
-def main(experiment: str, *seeds: str) -> None:
-    for seed in map(int, seeds or (0, 1, 2)):
-        for arm in ARMS:
+def main(experiment: str, arms: str, *seeds: str) -> None:
+    for seed in map(int, seeds or (1, 2, 3)):
+        for arm in arms.split(","):
             c, _ = config.load(Path(experiment), [f"seed={seed}"])
             key = {"experiment": c.experiment, "arm": arm, "seed": seed}
             before = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=list(key))

@@ -115,7 +115,7 @@ def test_prime_rl_weights_tokens(prime, sequences):
     weights = torch.tensor([0.5, 2.0, 0.0])
     token_loss_BT, *_ = ours([row], "cegppo")
     assert float(prime_rl.policy_loss(prime(row, weights)).loss.detach()) == pytest.approx(
-        float((token_loss_BT[0] * weights).sum())
+        float((token_loss_BT[0] * weights).sum().detach())
     )
 
 

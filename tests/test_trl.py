@@ -69,7 +69,8 @@ OPTIONS = [
     {"entropy_coef": 0.05},
     {"top_entropy_quantile": 0.4},
     {"off_policy_mask_threshold": 0.01},
-    {"epsilon": 0.1, "epsilon_high": 0.28},
+    {"epsilon": 0.1},
+    {"epsilon_high": 0.28},
 ]
 
 

@@ -38,12 +38,12 @@ from . import batch
 
 # What `loss_type` says about aggregation; None: over the tokens of the rollout, which TRL counts.
 AGGREGATES = {"dapo": None, "bnpo": "token", "grpo": "sequence", "dr_grpo": "constant"}
+EPSILON = 0.2  # TRL's default of epsilon
 # nats, on average: how far our pass of the head may be off TRL's log-probabilities, in bfloat16 too
 CLOSE = 0.05
 
 # The knobs of every loss, as fields: TRL's command line and its records know them then. One name is
-# taken: `beta` is TRL's coefficient of the KL penalty, and the loss kl_cov has its default for its
-# own.
+# taken: `beta` is TRL's coefficient of the KL penalty; the one of the loss kl_cov has its default.
 TAKEN = {f.name for f in fields(GRPOConfig)}
 KNOBS = {knob.name: knob for name in losses.names() for knob in fields(losses.load(name).Params)}
 Knobs: Any = make_dataclass(
@@ -102,13 +102,13 @@ class CEGPPOConfig(Knobs, GRPOConfig):
     def objective(self) -> Objective:
         """The loss with its knobs. Raises BadInput."""
         given = {f.name: getattr(self, f.name) for f in fields(Knobs)}
-        # TRL's words for two of them, where they are not TRL's defaults.
-        words = {"eps_low": ("epsilon", 0.2), "eps_high": ("epsilon_high", None)}
-        for name, (word, default) in words.items():
-            value = getattr(self, word)
-            if value != default and given[name] not in (None, value):
+        # TRL's words for two of them. Its upper bound follows its lower one where it is not said.
+        low = self.epsilon if self.epsilon != EPSILON else None
+        for name, word, value in (("eps_low", "epsilon", low), ("eps_high", "epsilon_high", self.epsilon_high)):
+            if value is not None and given[name] not in (None, value):
                 raise BadInput(f"CEGPPOConfig: {word}={value} and {name}={given[name]} are the same knob")
-            given[name] = value if value != default else given[name]
+            given[name] = given[name] if value is None else value
+        given["eps_high"] = low if given["eps_high"] is None else given["eps_high"]
         knobs = {name: value for name, value in given.items() if value is not None}
         return batch.load("CEGPPOConfig", self.loss, knobs, dual_clip=self.delta or 0.0)
 
