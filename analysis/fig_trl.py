@@ -27,8 +27,8 @@ QUANTITIES = {
     "entropy, last rollouts": lambda mine: evolution.ends(mine, "entropy/mean")[1],
     "entropy, whole run": lambda mine: mine.groupby("seed")["entropy/mean"].mean(),
     "accuracy, whole run": lambda mine: mine.groupby("seed")["accuracy/mean"].mean(),
-    "outside, low": lambda mine: mine.groupby("seed")["clip/low"].mean(),
-    "outside, high": lambda mine: mine.groupby("seed")["clip/high"].mean(),
+    "outside, low, %": lambda mine: 100 * mine.groupby("seed")["clip/low"].mean(),
+    "outside, high, %": lambda mine: 100 * mine.groupby("seed")["clip/high"].mean(),
     "length, last rollouts": lambda mine: evolution.ends(mine, "length/mean")[1],
 }
 BLOCKS = ("trl",)

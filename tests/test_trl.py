@@ -1,8 +1,10 @@
 """cegppo/plugins/trl.py inside the installed TRL; skipped where there is none (`make test-trl`)."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -23,6 +25,7 @@ from cegppo.plugins.trl_record import RunFolder
 from cegppo.types import BadInput
 
 from .trl_batch import ROWS, inputs, loss_and_gradient, ours, rows, trainer
+from .trl_processes import measured
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = {"loss_type": "bnpo"}  # a mean over the update's own tokens, as ours
@@ -254,20 +257,26 @@ def test_names_of_trl_are_names_of_the_glossary():
 
 @pytest.mark.slow
 def test_two_processes_are_one(tiny_model, tmp_path):
-    """Gradient and metrics of two processes with half of the rows each, a micro-batch of unlike
-    sizes each, are those of one."""
-    made = {}
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.json"
-        launch = ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "-m"]
-        done = subprocess.run(
-            [sys.executable, "-m", *launch, "tests.trl_processes", str(tiny_model), str(out)],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        made[processes] = json.loads(out.read_text())
-    assert made[2].keys() == made[1].keys() and len(made[1]) > 40
-    assert made[2] == pytest.approx(made[1], rel=1e-4, abs=1e-6)
+    """Gradient and metrics of two processes with half of the rows each, in micro-batches of unlike
+    sizes, are those of one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.trl_processes", str(tiny_model)]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    first, _ = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    with pytest.warns(UserWarning, match="one update a rollout"):
+        one = measured(tiny_model, tmp_path, 1)
+    two = json.loads(first.splitlines()[-1])
+    assert two.keys() == one.keys() and len(one) > 80
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 
 def test_the_example_of_the_text_runs_as_it_stands(tmp_path, monkeypatch, capsys):
