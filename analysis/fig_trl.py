@@ -2,12 +2,13 @@
 twice.
 
 Reads results/trl/runs.csv (benchmarks/trl_runs.py) and the runs of sweeps/map/coin_updates16.yaml,
-the rollouts and seeds that both have.
+as far as TRL's go.
 """
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from . import evolution, load, numbers, stats, style
@@ -45,11 +46,10 @@ def runs(results: Path) -> pd.DataFrame:
     ours = load.metrics(results, SWEEP, ARMS)
     theirs["arm"] = theirs["arm"].replace(THEIRS)
     both = pd.concat([ours[theirs.columns], theirs], ignore_index=True)
-    seeds = set.intersection(*(set(both[both["arm"] == arm]["seed"]) for arm in (*ARMS, *THEIRS.values())))
-    if not seeds:
-        raise load.Missing(f"{path} and the runs of {results / SWEEP} have no seed in common")
+    if theirs.empty:
+        raise load.Missing(f"{path} has no run of {REGIME}")
     last = both.groupby(["arm", "seed"])["step"].max().min()
-    return both[both["seed"].isin(seeds) & (both["step"] <= last)].reset_index(drop=True)
+    return both[both["step"] <= last].reset_index(drop=True)
 
 
 def look(arm: str) -> tuple[str, dict]:
@@ -74,29 +74,35 @@ def draw(results: Path) -> None:
     print(f"\nfigure: {style.save(figure, results, 'trl')}")
 
 
+def difference(theirs: pd.Series, ours: pd.Series) -> stats.Triple:
+    """(mean of theirs less mean of ours, low, high): Student's t interval with one variance for
+    both, so that a single run of theirs says something. Two runs of ours at least."""
+    squares = sum(float(((v - v.mean()) ** 2).sum()) for v in (theirs, ours))
+    df = len(theirs) + len(ours) - 2
+    half = stats.t_quantile((1 + stats.LEVEL) / 2, df) * np.sqrt(squares / df * (1 / len(theirs) + 1 / len(ours)))
+    mean = float(theirs.mean() - ours.mean())
+    return mean, mean - half, mean + half
+
+
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Each quantity of each algorithm here and in TRL, the difference paired by seed, and what
-    CE-GPPO does to it in either."""
+    """Each quantity of each algorithm here and in TRL, the difference, and what CE-GPPO does to it
+    in either, by seed."""
     rows = []
     for name, of in QUANTITIES.items():
         known = {arm: of(mine) for arm, mine in found.groupby("arm")}
-        for arm in ARMS:
-            difference = stats.paired(known[THEIRS[arm]], known[arm])
-            rows.append([name, style.look(arm)[0], known[arm], known[THEIRS[arm]], difference])
+        pairs = {style.look(arm)[0]: (known[arm], known[THEIRS[arm]]) for arm in ARMS}
         if IN_ORDER in known:
-            difference = stats.paired(known[IN_ORDER], known["grpo"])
-            rows.append([name, "GRPO, not shuffled", known["grpo"], known[IN_ORDER], difference])
-        effect = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
-        rows.append([name, "CE-GPPO less GRPO", *effect, stats.paired(effect[1], effect[0])])
-    said = [
-        [name, arm, *(evolution.over(v, signed="less" in arm) for v in (ours, theirs)), evolution.over(d, signed=True)]
-        for name, arm, ours, theirs, d in rows
-    ]
-    return pd.DataFrame(said, columns=["quantity", "arm", "ours", "TRL", "TRL less ours"])
+            pairs["GRPO, not shuffled"] = known["grpo"], known[IN_ORDER]
+        effects = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
+        pairs["CE-GPPO less GRPO"] = effects[0], effects[1]
+        for what, (ours, theirs) in pairs.items():
+            means = [f"{v.mean():+.3f}" if "less" in what else f"{v.mean():.3f}" for v in (ours, theirs)]
+            shown = evolution.show(difference(theirs, ours), signed=True)
+            rows.append([name, what, *means, shown, f"{len(ours)}, {len(theirs)}"])
+    return pd.DataFrame(rows, columns=["quantity", "arm", "ours", "TRL", "TRL less ours", "runs"])
 
 
 def blocks(results: Path) -> dict[str, str]:
     found = runs(results)
-    counted = evolution.seeds(found[found["arm"].isin(ARMS)])
-    facts = f"{counted} an arm, {found['step'].max()} rollouts; 95 % t intervals over seeds."
+    facts = f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both."
     return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}"}

@@ -246,16 +246,22 @@ def test_the_law_by_hand():
     assert sorted(set(fig_law.once(pd.concat([points, copy], ignore_index=True))["run"])) == ["a", "b", "c"]
 
 
-def test_runs_of_trl_are_compared_with_ours_seed_by_seed(results):
-    """Over the seeds and rollouts that both have; a difference that is put in is what comes out."""
+def test_runs_of_trl_are_compared_with_ours(results):
+    """Over the rollouts that both have; a difference that is put in is what comes out, and a single
+    run of TRL's has an interval from the spread of ours."""
     found = fig_trl.runs(results)
-    assert set(found["seed"]) == {0, 1} and set(found["step"]) == {1, 2, 3, 4}
+    assert set(found["step"]) == {1, 2, 3, 4} and set(found["arm"]) == {"grpo", "cegppo", "trl_grpo", "trl_cegppo"}
     ours = found[found["arm"].isin(fig_trl.ARMS)]
     theirs = ours.assign(arm=ours["arm"].map(fig_trl.THEIRS))
     theirs["entropy/mean"] += np.where(theirs["arm"] == "trl_cegppo", 0.5, 0.25)
     shown = fig_trl.table(pd.concat([ours, theirs]))
-    assert list(shown[shown["quantity"] == "entropy, whole run"]["TRL less ours"]) == ["+0.250", "+0.500", "+0.250"]
-    assert set(shown[shown["quantity"] == "accuracy, whole run"]["TRL less ours"]) == {"+0.000"}
+    entropy = shown[shown["quantity"] == "entropy, whole run"]
+    assert [text.split()[0] for text in entropy["TRL less ours"]] == ["+0.250", "+0.500", "+0.250"]
+    assert list(entropy["arm"]) == ["GRPO", "CE-GPPO (0.5, 1)", "CE-GPPO less GRPO"]
+    # t of 3 degrees of freedom 3.182; standard deviation 1, of 1 against 4
+    mean, low, high = fig_trl.difference(pd.Series([5.0]), pd.Series([0.0, 1.0, 1.0, 2.0]) * np.sqrt(1.5))
+    assert mean == pytest.approx(5 - np.sqrt(1.5)) and high - mean == pytest.approx(3.1824 * np.sqrt(1.25), rel=1e-4)
+    assert mean - low == pytest.approx(high - mean)
     with pytest.raises(load.Missing, match="trl_runs.py makes it"):
         fig_trl.runs(results / "nowhere")
 

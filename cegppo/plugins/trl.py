@@ -150,7 +150,7 @@ class CEGPPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
 
-    # -- a rollout: two things that TRL does not hand on
+    # -- a rollout: what TRL knows of it and does not hand on
 
     def _get_per_token_logps_and_entropies(self, *args: Any, compute_entropy: bool = False, **named: Any) -> Any:
         # The policy's own passes compute them whether or not they are asked for.
@@ -197,20 +197,11 @@ class CEGPPOTrainer(GRPOTrainer):
                 **{name: inputs[name] for name in more},  # of images
             )
         x = self._batch(logps, entropies, mask, inputs)
-        # TRL multiplies token losses by these; so do we, as parts of the scale.
-        factor_BT = torch.ones_like(x.mask_BT)
-        kept_BT = None
+        kept_BT = None  # of the tokens, where only those of high entropy train
         if self.top_entropy_quantile < 1:
             kept_BT = self.get_high_entropy_mask(entropies, mask, 1 - self.top_entropy_quantile)
-            factor_BT = factor_BT * kept_BT
-        if self.off_policy_mask_threshold is not None:
-            sampled_BT = inputs.get("sampling_per_token_logps", x.old_logprob_BT)
-            factor_BT = factor_BT * self.get_off_policy_mask(
-                x.advantage_BT, logps, sampled_BT, mask, self.off_policy_mask_threshold
-            )
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            factor_BT = factor_BT * inputs["importance_sampling_ratio"]
         plain_BT = self._scale(x, inputs, train)
+        factor_BT = self._factor(x, kept_BT, inputs)
         served = batch.serve(self.objective, x, lambda loss_BT: (loss_BT * plain_BT).sum(), factor_BT)
         loss = served.loss
         if self.beta:
@@ -244,6 +235,18 @@ class CEGPPOTrainer(GRPOTrainer):
             entropy_BT=entropies,
             old_entropy_BT=(entropies if old_entropy_BT is None else old_entropy_BT).detach(),
         )
+
+    def _factor(self, x: TokenBatch, kept_BT: Tensor | None, inputs: dict[str, Any]) -> Tensor:
+        """[B, T] that TRL multiplies the losses of tokens by: what masks and corrections leave."""
+        factor_BT = torch.ones_like(x.mask_BT) if kept_BT is None else kept_BT.to(x.mask_BT.dtype)
+        if self.off_policy_mask_threshold is not None:
+            sampled_BT = inputs.get("sampling_per_token_logps", x.old_logprob_BT)
+            factor_BT = factor_BT * self.get_off_policy_mask(
+                x.advantage_BT, x.logprob_BT, sampled_BT, x.mask_BT, self.off_policy_mask_threshold
+            )
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            factor_BT = factor_BT * inputs["importance_sampling_ratio"]
+        return factor_BT
 
     def _scale(self, x: TokenBatch, inputs: dict[str, Any], train: bool) -> Tensor:
         """[B, T] factor of each token's loss in this process's, by `loss_type`; processes are
