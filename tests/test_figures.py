@@ -30,6 +30,7 @@ from analysis import (
     fig_influence,
     fig_law,
     fig_map,
+    fig_trl,
     ledger,
     lever,
     load,
@@ -66,12 +67,14 @@ SWEEPS = {
     "map/coin": ["grpo", "cegppo", "high", "low", "clip_higher"],
     "map/task": ["grpo", "cegppo", "high"],
     "map/easy": ["grpo", "cegppo"],
+    "map/coin_updates16": ["grpo", "cegppo"],
     "demo": fig_demo.ARMS,
     "cliff": fig_cliff.ARMS,
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [
     "entropy/mean",
+    "accuracy/mean",
     "length/mean",
     "kl/old_k1",
     "kl/old_k3",
@@ -151,6 +154,10 @@ def results(tmp_path_factory) -> Path:
             "class": rng.choice(CLASSES, 40),
         }
         pd.DataFrame(record | {"side": "inside"}).to_parquet(tokens / f"step{step:06}.parquet")
+    columns = ["experiment", "arm", "seed", "step", *fig_trl.PANELS, "length/mean"]
+    cells = [["coin_updates16", a, s, n, *rng.random(5)] for a in fig_trl.ARMS for s in (0, 1, 2) for n in range(1, 5)]
+    (root / "trl").mkdir()
+    pd.DataFrame(cells, columns=columns).to_csv(root / "trl" / "runs.csv", index=False)
     write_tokens(root / "ledger_20" / "cegppo" / "seed0" / "tokens" / "step000030.parquet", rng)
     paper = root / "paper"
     paper.mkdir()
@@ -237,6 +244,26 @@ def test_the_law_by_hand():
     assert fig_law.residual(off, fits).to_numpy() == pytest.approx(np.full(24, 0.3))
     copy = points[points["run"] == "b"].assign(run="elsewhere")
     assert sorted(set(fig_law.once(pd.concat([points, copy], ignore_index=True))["run"])) == ["a", "b", "c"]
+
+
+def test_runs_of_trl_are_compared_with_ours(results):
+    """Over the rollouts that both have; a difference that is put in is what comes out, and a single
+    run of TRL's has an interval from the spread of ours."""
+    found = fig_trl.runs(results)
+    assert set(found["step"]) == {1, 2, 3, 4} and set(found["arm"]) == {"grpo", "cegppo", "trl_grpo", "trl_cegppo"}
+    ours = found[found["arm"].isin(fig_trl.ARMS)]
+    theirs = ours.assign(arm=ours["arm"].map(fig_trl.THEIRS))
+    theirs["entropy/mean"] += np.where(theirs["arm"] == "trl_cegppo", 0.5, 0.25)
+    shown = fig_trl.table(pd.concat([ours, theirs]))
+    entropy = shown[shown["quantity"] == "entropy, whole run"]
+    assert [text.split()[0] for text in entropy["TRL less ours"]] == ["+0.250", "+0.500", "+0.250"]
+    assert list(entropy["arm"]) == ["GRPO", "CE-GPPO (0.5, 1)", "CE-GPPO less GRPO"]
+    # t of 3 degrees of freedom 3.182; standard deviation 1, of 1 against 4
+    mean, low, high = fig_trl.difference(pd.Series([5.0]), pd.Series([0.0, 1.0, 1.0, 2.0]) * np.sqrt(1.5))
+    assert mean == pytest.approx(5 - np.sqrt(1.5)) and high - mean == pytest.approx(3.1824 * np.sqrt(1.25), rel=1e-4)
+    assert mean - low == pytest.approx(high - mean)
+    with pytest.raises(load.Missing, match="trl_runs.py makes it"):
+        fig_trl.runs(results / "nowhere")
 
 
 def regime(name: str, foretold: float, measured: tuple[float, float, float]) -> fig_map.Regime:

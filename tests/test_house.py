@@ -21,6 +21,7 @@ ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
 controllers.entropic
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
+plugins plugins.batch
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
@@ -30,6 +31,7 @@ model.parallel model.head model.attention model.policy model.gguf model.critic m
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
+plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
 """.split()
 
 
@@ -148,7 +150,15 @@ def test_every_folder_of_the_package_is_installed():
 
 
 # What a verl or TRL trainer takes from here, into an environment of torch, numpy and little else.
-CORE = ["losses", "objective", "instrument.entropy", "instrument.tally", "instrument.ledger", "instrument.tokens"]
+CORE = [
+    "losses",
+    "objective",
+    "instrument.entropy",
+    "instrument.tally",
+    "instrument.ledger",
+    "instrument.tokens",
+    "plugins.batch",
+]
 ALONE = """
 import sys
 
@@ -166,7 +176,7 @@ for name in cegppo.losses.names():
 distributed = [name for name in set(sys.modules) - before if name.startswith("torch.distributed")]
 assert not distributed, distributed
 rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("cegppo.")}}
-assert rooms <= {{"types", "knobs", "losses", "objective", "instrument"}}, rooms
+assert rooms <= {{"types", "knobs", "losses", "objective", "instrument", "plugins"}}, rooms
 """
 
 

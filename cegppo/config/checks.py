@@ -6,21 +6,17 @@ name.
 """
 
 import dataclasses
-import difflib
-import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import controllers, losses
-from ..knobs import schedule_problem
+from ..knobs import beyond, misfit, nearest, numbers, schedule_problem
 from ..types import BadInput
 from .reference import places
 from .schema import SAMPLING, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
-GUARD = 1000  # a largest value from here on is a guard, not a meaning
-LARGEST = 2**40  # of whole numbers: sizes and counts beyond it overflow in one library or another
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
 
@@ -28,13 +24,6 @@ Origin = Mapping[str, str]  # where each key's value was given; a key that is no
 def is_rule(source: str) -> bool:
     """Whether `source` names a rule of the user's, `path.py:function`."""
     return ".py:" in source
-
-
-def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
-    """'; did you mean …?' for an unknown name; `prefix` is said before each valid one."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; there are: {', '.join(prefix + v for v in valid)}"
 
 
 # ------------------------------------------------------------------ a layer, before it is merged
@@ -137,47 +126,11 @@ def _check_knobs(section: str, given: dict[str, Any], params: type, steps: int, 
         for one in [entry[1] for entry in value] if isinstance(value, list) else [value]:
             if choices and one not in choices:
                 raise BadInput(f"{where}: {section}.{key}: unknown value '{one}'{nearest(str(one), choices)}")
-            if not _fits(one, knobs[key].default):
-                raise BadInput(f"{where}: {section}.{key} takes a {kind}, not {one!r}")
-            if _numbers(one) and (problem := _beyond(one, knobs[key])):
-                raise BadInput(f"{where}: {section}.{key} {problem}, not {one}")
+            if problem := misfit(one, knobs[key]):
+                raise BadInput(f"{where}: {section}.{key} {problem}")
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a knob with that default can take the value: a whole number serves as a float."""
-    if isinstance(default, (bool, str)) or isinstance(value, (bool, str)):
-        return type(value) is type(default)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    return isinstance(value, (int, float))
-
-
-# ------------------------------------------------------------------------------- limits of values
-
-
-def _beyond(value: float, knob: dataclasses.Field) -> str | None:
-    """The limit of `knob` that `value` breaks, as "must be …"; None when it breaks none."""
-    if not math.isfinite(value):
-        return "must be finite"
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"must be at most {LARGEST}"
-    least, above, most, below = (knob.metadata.get(name) for name in ("least", "above", "most", "below"))
-    high_enough = (least is None or value >= least) and (above is None or value > above)
-    low_enough = (most is None or value <= most) and (below is None or value < below)
-    if high_enough and low_enough:
-        return None
-    if most is not None and most >= GUARD:  # there only so that no library overflows: the other limit is the one to say
-        return f"must be at most {most:.15g}" if high_enough else _beyond_least(least, above)
-    if (least is None) != (above is None) and (most is None) != (below is None) and (above is None or below is None):
-        low = f"({above:g}" if least is None else f"[{least:g}"
-        high = f"{below:g})" if most is None else f"{most:g}]"
-        return f"must be in {low}, {high}"
-    words = {"at least": least, "above": above, "at most": most, "below": below}
-    return f"must be {' and '.join(f'{word} {limit:g}' for word, limit in words.items() if limit is not None)}"
-
-
-def _beyond_least(least: float | None, above: float | None) -> str:
-    return f"must be above {above:g}" if least is None else f"must be at least {least:g}"
+# --------------------------------------------------------------------- a whole configuration
 
 
 def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field]]:
@@ -190,22 +143,13 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclas
             yield f"{prefix}{knob.name}", value, knob
 
 
-def _numbers(value: Any) -> list[float]:
-    """The numbers in a value or in its list."""
-    values = value if isinstance(value, list) else [value]
-    return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-
-
-# --------------------------------------------------------------------- a whole configuration
-
-
 def check_values(config: Config, origin: Origin) -> None:
     """Every value is within its limits, and those that depend on each other go together."""
     flat = {}
     for key, value, knob in _leaves(config):
         flat[key] = value
-        for number in _numbers(value):
-            if problem := _beyond(number, knob):
+        for number in numbers(value):
+            if problem := beyond(number, knob):
                 leave = " (leave it out for the default)" if knob.default is None else ""
                 raise BadInput(f"{origin.get(key, 'default')}: {key} {problem}{leave}, not {value!r}")
     if config.reward not in REWARDS and not is_rule(config.reward):
@@ -214,7 +158,7 @@ def check_values(config: Config, origin: Origin) -> None:
     where = origin.get("testbed.workers", "default")
     for worker in config.testbed.workers:
         for key, value, knob in _leaves(worker):
-            if problem := _beyond(value, knob):
+            if problem := beyond(value, knob):
                 raise BadInput(f"{where}: testbed.workers: {key} {problem}, not {value}")
     if found := config.testbed.problem():
         raise BadInput(f"{origin.get(f'testbed.{found[0]}', 'default')}: testbed.{found[0]} {found[1]}")
@@ -280,6 +224,6 @@ def _check_source(source: Source, where: str, benchmark: bool) -> None:
     if own and not benchmark:
         raise BadInput(f"{where}'{own[0]}' is for benchmarks; training samples by rollout.* and group_size")
     for key, value, knob in _leaves(source):
-        for number in _numbers(value):
-            if problem := _beyond(number, knob):
+        for number in numbers(value):
+            if problem := beyond(number, knob):
                 raise BadInput(f"{where}{key} of '{source.name}' {problem}, not {value}")

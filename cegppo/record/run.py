@@ -101,6 +101,13 @@ def fingerprint(model: str | Path) -> list[Any]:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] or [str(model)]
 
 
+def write_tokens(folder: Path, step: int, parts: list[dict[str, Any]]) -> None:
+    """`folder`/tokens/step<n>.parquet, from columns in parts; nothing of no part."""
+    if parts:
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        write_parquet(folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
+
+
 class Record:
     """An open run folder, locked for this process until `close`.
 
@@ -161,9 +168,7 @@ class Record:
 
     def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
         """tokens/step<n>.parquet, from columns in parts."""
-        if parts:
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            write_parquet(self.folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
+        write_tokens(self.folder, step, parts)
 
     def log_broken(self, step: int, number: int, batch: dict[str, Any]) -> None:
         """broken/step<n>-update<u>.safetensors: the tensors of a mini-batch whose gradient was not
