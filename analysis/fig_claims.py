@@ -14,6 +14,7 @@ FAMILIES = {
     "paper": "What the paper claims, on the default testbed",
     "map": "Where β matters: the regimes",
     "cliff": "Why the low side collapses",
+    "family": "The family of methods, in two regimes",
 }
 VERDICTS = ("held", "not held", "undecided", "missing")
 
