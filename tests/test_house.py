@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
-controllers.entropic
+controllers.entrocraft controllers.entropic controllers.oscillating controllers.positive_weight
+controllers.repo_r controllers.stare
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
