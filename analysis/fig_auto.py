@@ -6,6 +6,7 @@ and by the controller's own metrics how much of what was wanted was within reach
 accuracy at the end, and at equal entropy: in the last steps in which its entropy was GRPO's end.
 """
 
+import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -71,9 +72,10 @@ def read(results: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
         runs, tests = load.metrics(root, name, arms), load.evaluations(root, name, arms)
         ends = evolution.ends(runs[runs["arm"] == REFERENCE], "entropy/mean")[1]
         rows = []
-        for (arm, seed), mine in runs.groupby(["arm", "seed"], sort=False):
-            if seed in ends:
-                rows.append({"arm": arm, "seed": seed} | _run(mine.dropna(axis=1, how="all"), float(ends[seed])))
+        for arm, (seed, end) in itertools.product(arms, ends.items()):
+            mine = runs[(runs["arm"] == arm) & (runs["seed"] == seed)].dropna(axis=1, how="all")
+            if len(mine):
+                rows.append({"arm": arm, "seed": seed} | _run(mine, float(end)))
         made[name] = (runs, tests, pd.DataFrame(rows))
     if not made:
         raise load.Missing(f"no regime with runs of {REFERENCE} in {root} (sweeps/auto/)")
@@ -150,8 +152,8 @@ NOTE = (
     "Stays: in how many runs the smoothed entropy comes within 10 % of the target and stays there to the end, and the"
     " median of the steps from which. Overshoot: beyond the target, after coming to it. Error: mean distance from the"
     " target in the second half, nats. Within reach: what the controller says of its levers, mean of the second half."
-    " At GRPO's entropy: training accuracy in the last steps whose entropy is within 5 % of GRPO's end, less GRPO's (how"
-    " many seeds have such steps)."
+    " At GRPO's entropy: training accuracy in the last steps whose entropy is within 5 % of GRPO's end, less GRPO's"
+    " (how many seeds have such steps)."
 )
 
 

@@ -21,6 +21,7 @@ BLOCKS = ("family",)
 FOLDER, REFERENCE = "family", "grpo"
 FIRST = ("coin", "task")  # the order of regimes; others follow
 POINT = 0.01
+COLOURS = {"entropy_less": "#0072B2", "accuracy_less": "#D55E00"}
 NONE = (np.nan, np.nan, np.nan)
 
 
@@ -92,20 +93,12 @@ def draw(results: Path) -> None:
     )  # fmt: skip
     place = {arm: float(len(every) - n) for n, arm in enumerate(every)}
     for number, (name, found) in enumerate(regimes.items()):
-        for axis, key in zip(axes[0][2 * number : 2 * number + 2], ("entropy_less", "accuracy_less")):
+        for axis, key in zip(axes[0][2 * number : 2 * number + 2], COLOURS):
             axis.axvline(0, color="black", linewidth=1)
             for arm, method in found.items():
                 triple = (0.0, np.nan, np.nan) if arm == REFERENCE else getattr(method, key)
                 sure = arm == REFERENCE or stats.side(*triple[1:]) != "undecided"
-                bar(
-                    axis,
-                    triple,
-                    place[arm],
-                    "#0072B2" if key == "entropy_less" else "#D55E00",
-                    "o",
-                    4.5,
-                    open_=not sure,
-                )
+                bar(axis, triple, place[arm], COLOURS[key], "o", 4.5, open_=not sure)
             unit = "entropy, nats" if key == "entropy_less" else "accuracy"
             axis.set_title(f"{name}: {unit}", fontsize=9)
             axis.set_yticks(list(place.values()), list(place), fontsize=8)
@@ -114,8 +107,8 @@ def draw(results: Path) -> None:
     style.caption(
         figure,
         f"testbed, {' to '.join(map(str, sorted({counts[0], counts[-1]})))} seeds a method; entropy of the last"
-        f" {evolution.WINDOW} steps and accuracy at the end less GRPO's, paired by seed, mean and 95 % t interval; filled"
-        f" where it excludes 0.\nRows: entropy for a point of accuracy, in {next(iter(regimes))}",
+        f" {evolution.WINDOW} steps and accuracy at the end less GRPO's, paired by seed, mean and 95 % t interval;"
+        f" filled where it excludes 0.\nRows: entropy for a point of accuracy, in {next(iter(regimes))}",
     )
     path = tables.save(results, "family", [_section(name, found) for name, found in regimes.items()], _long(regimes))
     for name, found in regimes.items():
@@ -146,8 +139,8 @@ def cells(found: dict[str, Method]) -> pd.DataFrame:
 def _section(name: str, found: dict[str, Method]) -> tables.Section:
     return tables.Section(
         f"The family in {name}",
-        "Differences are paired by seed, mean with 95 % t interval. Nats a point: entropy less GRPO's over the points of"
-        " accuracy (0.01) by which the method differs, at least one.",
+        "Differences are paired by seed, mean with 95 % t interval. Nats a point: entropy less GRPO's over the points"
+        " of accuracy (0.01) by which the method differs, at least one.",
         cells(found),
     )
 

@@ -70,9 +70,9 @@ def draw(results: Path) -> None:
     style.legend(figure, 6, *axes.flat)
     style.caption(
         figure,
-        f"w / A of one token of probability {probable:g} under the old policy (dotted: {rare:g}, where it differs), in a"
-        " response of its own, the rest of the mini-batch on-policy;\na preset's values in a run's first step. Small:"
-        " methods of the same curves, which act on something else than the ratio, or later in a run",
+        f"w / A of one token of probability {probable:g} under the old policy (dotted: {rare:g}, where it differs), in"
+        " a response of its own, the rest of the mini-batch on-policy;\na preset's values in a run's first step."
+        " Small: methods of the same curves, which act on something else than the ratio, or later in a run",
     )
     print(f"{curves['method'].nunique()} methods, {len(made)} rules")
     print(f"figure: {style.save(figure, results, 'weights')}")

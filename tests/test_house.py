@@ -29,7 +29,7 @@ problems.grader problems.reward problems.counts problems.completions problems.da
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
+checkpoint evaluate update metrics trainer curves train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
 """.split()
 
