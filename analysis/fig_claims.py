@@ -15,6 +15,7 @@ FAMILIES = {
     "map": "Where β matters: the regimes",
     "sides": "Either side alone, and clip-higher, in the regimes of the map",
     "cliff": "Why the low side collapses",
+    "family": "The family of methods, in two regimes",
 }
 VERDICTS = ("held", "not held", "undecided", "missing")
 

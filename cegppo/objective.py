@@ -98,6 +98,13 @@ class Objective:
     def draws(self) -> bool:
         return getattr(self.loss, "DRAWS", False)
 
+    @property
+    def proxy(self) -> float | None:
+        """How probable a token of the old policy has to be, as a share of its most probable one,
+        not to be tail; None for a loss that does not ask."""
+        name = getattr(self.loss, "PROXY", None)
+        return None if name is None else float(getattr(self.params, name))
+
     def scales(self, mini: TokenBatch) -> dict[str, Tensor]:
         """The [B, T] aggregation factor of each term, from the whole mini-batch."""
         t = self.terms

@@ -113,6 +113,8 @@ class Trainer:
             correct_B=np.array([score.verdict is Verdict.CORRECT for score in scores], dtype=float),
             group_B=[n for n, group in enumerate(groups) for _ in group.rollouts],
         )
+        if (least := self.objective.proxy) is not None:
+            x = x.but(proxy_logprob_BT=self.policy.proxy(x, least))
         if self.reference is not None:
             x = x.but(ref_logprob_BT=self.reference.evaluate(x)["logprob_BT"])
         return x if self.critic is None else with_values(self.critic, x, a.gamma, a.lam, a.whiten)

@@ -149,6 +149,8 @@ class TokenBatch:
     sum_p2_BT: Tensor | None = None  # Σ_x π(x)²
     sum_p2_logp_BT: Tensor | None = None  # Σ_x π(x)² log π(x)
     old_entropy_BT: Tensor | None = None  # entropy before the step's first update
+    # Under the old policy without its tail, for a loss that says PROXY; `head.GONE` in the tail.
+    proxy_logprob_BT: Tensor | None = None
     sampler_logprob_BT: Tensor | None = None  # the sampler's own log-probability of its token
     ref_logprob_BT: Tensor | None = None  # under the frozen reference policy
     old_value_BT: Tensor | None = None  # the critic's V(s_t) before the step's updates

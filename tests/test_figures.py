@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,13 +69,16 @@ SWEEPS = {
     "map/task": ["grpo", "cegppo", "high"],
     "map/easy": ["grpo", "cegppo"],
     "map/coin_updates16": ["grpo", "cegppo"],
+    "family/coin": ["grpo", "cegppo", "aspo"],
+    "family/task": ["grpo", "cegppo"],
+    "auto/coin": ["grpo", "auto_above", "bonus_above"],
     "demo": fig_demo.ARMS,
     "cliff": fig_cliff.ARMS,
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [
-    "entropy/mean",
     "accuracy/mean",
+    "entropy/mean",
     "length/mean",
     "kl/old_k1",
     "kl/old_k3",
@@ -104,6 +108,7 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
             "step": step,
             "updates": 4.0,
             "knob/beta1": 0.0 if step <= 3 else 0.5,
+            **({"controller/target": 0.5, "controller/reach": 0.9} if "_" in folder.parent.name else {}),
             **{key: float(rng.random()) for key in LINES},
         }
         looked = {key: float(rng.normal()) * 1e-5 for key in ENTRIES + PARTS} | COUNTS
@@ -159,6 +164,7 @@ def results(tmp_path_factory) -> Path:
     (root / "trl").mkdir()
     pd.DataFrame(cells, columns=columns).to_csv(root / "trl" / "runs.csv", index=False)
     write_tokens(root / "ledger_20" / "cegppo" / "seed0" / "tokens" / "step000030.parquet", rng)
+    shutil.copy(ROOT / "results" / "weights.csv", root)
     paper = root / "paper"
     paper.mkdir()
     for file, (column, *_) in fig_fig2.PANELS.items():
@@ -201,6 +207,9 @@ def test_every_figure_is_drawn_without_torch_and_alike_again(results):
         ("paper", "fig2", "error: figure 'fig2': no "),
         ("ledger_20/grpo", "ledger", "error: figure 'ledger': no run of grpo in "),
         ("ledger_20/cegppo/seed0/tokens", "influence", "error: figure 'influence': no token record of step 30 in "),
+        ("weights.csv", "weights", "error: figure 'weights': no "),
+        ("family", "family", "error: figure 'family': no regime with finished runs of grpo and another method in "),
+        ("auto", "auto", "error: figure 'auto': no regime with runs of grpo in "),
         ("beta_schedule", "law", "error: figure 'law': no runs in "),
     ],
 )

@@ -4,7 +4,7 @@ repeated backward passes, memory."""
 import pytest
 import torch
 
-from cegppo.model.head import head_statistics, token_statistics
+from cegppo.model.head import GONE, head_statistics, proxy_logprob, token_statistics
 
 N, V, H = 37, 301, 24
 BLOCK = 4 * 5 * V  # bytes: blocks of five tokens of the whole (small) vocabulary
@@ -176,3 +176,21 @@ def test_no_block_is_larger_than_asked(monkeypatch):
     head.head_statistics(hidden, weight, token, bias, most_bytes=4 * 64 * 8).logprob_N.sum().backward()
     logits = [v.numel() for v in sizes if v.shape[1] != H]
     assert max(logits) == 64 * 8 and sum(logits) == 2 * N * V
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("least", [0.02, 0.5])
+def test_the_old_policy_without_its_tail(temperature, least, width):
+    """In blocks as from whole logits; a token of the tail has no probability, the rest sum to 1."""
+    hidden, weight, bias, token = inputs(scale=2.0)
+    p_NV = ((hidden @ weight.T + bias) / temperature).softmax(-1).detach()
+    kept_NV = p_NV * (p_NV >= least * p_NV.amax(-1, keepdim=True))
+    right_NV = (kept_NV / kept_NV.sum(-1, keepdim=True)).log().clamp(min=GONE)
+    top_N = p_NV.argmax(-1)
+    found = [proxy_logprob(hidden, weight, t, least, bias, temperature, most_bytes=BLOCK) for t in (token, top_N)]
+    right = [right_NV.gather(-1, t[:, None])[:, 0] for t in (token, top_N)]
+    for value_N, right_N in zip(found, right, strict=True):
+        assert torch.allclose(value_N, right_N, rtol=1e-12, atol=1e-12) and not value_N.requires_grad
+    assert (found[0] == GONE).any() and (found[1] > p_NV.amax(-1).log()).all()
+    narrow = proxy_logprob(hidden.float(), weight.float(), top_N, least, bias.float(), temperature)
+    assert narrow.dtype == torch.float32 and torch.allclose(narrow.double(), right[1], atol=1e-5)

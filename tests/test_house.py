@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
-controllers.entropic
+controllers.entrocraft controllers.entropic controllers.oscillating controllers.positive_weight
+controllers.repo_r controllers.stare
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 plugins plugins.batch
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
@@ -29,7 +30,7 @@ problems.grader problems.reward problems.counts problems.completions problems.da
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.gguf model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
+checkpoint evaluate update metrics trainer curves train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
 """.split()

@@ -3,37 +3,37 @@
 The levers L_low and L_high (docs/entropy.md) are what giving a side's gradient back in full does to
 the entropy, per unit of β, whatever β the run has. Of a step it is assumed that
 
-    H(s + 1) − H(s) = d + g · (β₁ L_low + β₂ L_high)
+    H(s + 1) = H(s) + d + g · (β₁ L_low + β₂ L_high)
 
 with d the drift that comes from everything else, and g the entropy that a unit of lever moves.
 After each step:
 
-    L    mean of the levers of steps that have one, exponential over `lever_memory` of them, each
-         weighted so that the first ones count in full
-    g    slope of what the entropy did in answer to β · L, over `memory` steps. It is the mean of a
-         normal posterior whose prior has mean and deviation `gain`; its noise is what the prior
-         leaves unexplained. Kept within a tenth and ten times of `gain`: the levers' sign is
-         believed, their size is learnt
-    d    (Σ ΔH − g Σ β · L) / memory, sums exponential over `memory` steps. It begins at 0
-    w    wanted drift: (H*(s + horizon) − h) / horizon + integral / horizon² · Σ e,  e = H* − h,
-         h the mean of H, exponential over `entropy_memory` steps: a step's own H jumps about with
-         its prompts. Σ stands still while the levers are too weak in the direction of e
-    β    what is nearest to the configured (β₁, β₂) within the bounds and has d + g β · L = w. Where
-         there is none, the β whose drift is nearest to w, and the metrics say so:
+    h, d  what H and d are thought to be. With i = H − (h + d + g β · L), what was not foretold from
+          the step before: h ← H − (1 − 1/`entropy_memory`) i, d ← d + i / (`entropy_memory` ·
+          `memory`). β is the one that was used, so that a β at its bound winds nothing up
+    L     median of the last `lever_memory` steps with levers, times max(0, 1 − (s / median)²),
+          s its standard error (from the median deviation). 0 where fewer than three are known,
+          and where `levers: ledger` and those of logit space differ in sign. When L changes,
+          d + g β · L stays: what is newly known of the sides is taken out of the drift
+    w     wanted drift: (H*(s + horizon) − h) / horizon
+    β     what is nearest to the configured (β₁, β₂) within the bounds and has d + g β · L = w;
+          where there is none, the β whose drift is nearest to w. Neither moves by more than `rate`
+          a step
 
     reach = 1 − |w − foretold| / |w − d|: the share of what is wanted of the two sides that they can
-    give, by what is known. 1 where β reaches it.
+    give within the bounds, by what is known. 1 where β reaches it.
 
 No source: arXiv 2509.20712 leaves β that sets itself to the future. `levers: ledger` takes those of
-parameter space, in looked-at steps; `gain` is then 1/(1 − β₁) of AdamW with 0.9, the eventual
-effect, which docs/entropy.md finds too large. `levers: logit` takes those of every step, whose size
-means nothing by itself; `gain` is then 0.05, the quotient of the two kinds of levers in GRPO's runs
-on the testbed. Without levers, which is before the first looked-at step, β stays as configured.
+parameter space, in looked-at steps. `gain` is then 4: in the regimes of a coin (results/map) the
+high side moved the entropy by 2 to 5 times its lever. `levers: logit` takes those of every step,
+whose size means nothing by itself; `gain` is then 0.35, by the same runs. What `gain` misjudges
+ends up in d. Without levers, which is before the third looked-at step, β stays as configured.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
+from statistics import median
 from typing import Any, Literal
 
 from ..types import knob
@@ -41,30 +41,21 @@ from . import Target
 
 SETS = ("loss.beta1", "loss.beta2")
 NAMES = {"ledger": ("ledger/lever_low", "ledger/lever_high"), "logit": ("lever/low", "lever/high")}
-GAINS = {"ledger": 10.0, "logit": 0.05}  # where `gain` is 0
-WIDEST = 10.0  # how far the gain may go from its start, as a factor
-STATE = (
-    "beta",
-    "entropy",
-    "steps",
-    "lever",
-    "looks",
-    "sums",
-    "before",
-    "total",
-)  # what of the rule a resumed run needs
+GAINS = {"ledger": 4.0, "logit": 0.35}  # where `gain` is 0
+FEWEST = 3  # levers that say how far they scatter
+STATE = ("beta", "entropy", "drift", "steps", "lever", "given", "looks")  # what of the rule a resumed run needs
 
 
 @dataclass(frozen=True)
 class Params:
     target: float = knob(0.5, "H*: the entropy/mean to hold, nats", least=0)
-    horizon: int = knob(10, "steps in which the entropy is to be brought to the target", least=2)
-    integral: float = knob(0.25, "of the summed error, over horizon²; 0.25 is critical damping, 0: none", least=0)
+    horizon: int = knob(20, "steps in which the entropy is to be brought to the target", least=2)
+    rate: float = knob(0.1, "the most that either β moves in a step", above=0)
     levers: Literal["ledger", "logit"] = knob("ledger", "of parameter space, looked-at steps | of every step")
-    entropy_memory: float = knob(5.0, "steps over which the entropy is taken that is held to the target", least=1)
-    lever_memory: float = knob(10.0, "steps with levers over which their mean is taken", least=1)
-    memory: float = knob(20.0, "steps over which drift and gain are taken", above=1)
-    gain: float = knob(0.0, "entropy that a unit of lever moves, at the start; 0: of the kind of levers", least=0)
+    entropy_memory: float = knob(3.0, "steps over which the entropy is taken that is held to the target", least=1)
+    memory: float = knob(20.0, "steps over which the drift is taken", above=1)
+    lever_memory: int = knob(10, "steps with levers whose median is taken", least=3)
+    gain: float = knob(0.0, "entropy that a unit of lever moves; 0: that of the kind of levers", least=0)
     beta1_least: float = knob(0.0, "lower bound of β₁", least=0)
     beta1_most: float = knob(1.0, "upper bound of β₁", least=0)
     beta2_least: float = knob(0.0, "lower bound of β₂", least=0)
@@ -107,80 +98,67 @@ def choose(
     return beta, wanted * largest
 
 
+def strength(levers: list[float]) -> float:
+    """What is known of a lever by `levers`: their median, the less of it the less sure its sign;
+    0.0 for fewer than three."""
+    if len(levers) < FEWEST or not (middle := median(levers)):
+        return 0.0
+    deviation = 1.4826 * median(abs(L - middle) for L in levers)  # the standard deviation of what is normal
+    error = 1.2533 * deviation / sqrt(len(levers))  # and that of its median
+    return middle * max(0.0, 1 - (error / middle) ** 2)
+
+
 class Rule:
     def __init__(self, p: Params, start: dict[str, float]):
         self.p, self.near = p, [start[key] for key in SETS]
         self.least, self.most = [p.beta1_least, p.beta2_least], [p.beta1_most, p.beta2_most]
+        self.gain = p.gain or GAINS[p.levers]
         self.beta = list(self.near)
-        self.entropy, self.steps = 0.0, 0.0  # mean entropy, and the weight of the steps in it
-        self.lever, self.looks = [0.0, 0.0], 0.0  # mean lever, and that
-        # Exponential sums over steps of 1, x, y, xx, xy, yy: x = β · L of a step, y = H of the next
-        # less H of it.
-        self.sums = [0.0] * 6
-        self.before: list[float] | None = None  # H and x of the last step
-        self.total = 0.0  # Σ e
+        self.entropy, self.drift, self.steps = 0.0, 0.0, 0.0  # h, d, and the weight of the steps in h
+        self.lever, self.given = [0.0, 0.0], 0.0  # L, and g β · L of the last step
+        self.looks: list[list[float]] = []  # levers of the last steps with them, by NAMES: ledger's, then logit's
 
     def decide(self, metrics: dict[str, float], target: Target) -> tuple[dict[str, float], dict[str, float]]:
         p, entropy = self.p, metrics["entropy/mean"]
-        if self.before is not None:
-            self._learn(self.before[1], entropy - self.before[0])
-        self._look([metrics.get(name, float("nan")) for name in NAMES[p.levers]])
-        if self.looks:
-            self.before = [entropy, sum(b * L for b, L in zip(self.beta, self.lever, strict=True))]
+        self._look([metrics.get(name, float("nan")) for kind in (p.levers, "logit") for name in NAMES[kind]])
+        expected = self.entropy + self.drift + self.given if self.steps else entropy
+        surprise = entropy - expected
         self.steps = (1 - 1 / p.entropy_memory) * self.steps + 1
-        self.entropy += (entropy - self.entropy) / self.steps
-        gain, drift = self.gain(), self.drift()
-        error, far = target(0) - self.entropy, (target(p.horizon) - self.entropy) / p.horizon
-        pull = p.integral / p.horizon**2
-        missing = lambda wanted: (wanted - drift) / gain - self._choose((wanted - drift) / gain)[1]
-        if missing(far + pull * self.total) * error <= 0:
-            self.total += error
-        wanted = far + pull * self.total
-        self.beta, given = self._choose((wanted - drift) / gain)
-        asked, missed = abs(wanted - drift), abs(wanted - drift - gain * given)
+        self.entropy = expected + surprise / self.steps
+        self.drift += surprise / self.steps / p.memory
+        lever = self.levers()
+        self.drift += self._effect(self.lever) - self._effect(lever)
+        self.lever, self.given = lever, self._effect(lever)
+        wanted = (target(p.horizon) - self.entropy) / p.horizon
+        chosen, given = choose(lever, (wanted - self.drift) / self.gain, self.least, self.most, self.near)
+        self.beta = [b + min(max(c - b, -p.rate), p.rate) for b, c in zip(self.beta, chosen, strict=True)]
+        foretold = self.drift + self.gain * given
+        asked, missed = abs(wanted - self.drift), abs(wanted - foretold)
         facts = {
             "wanted": wanted,
-            "foretold": drift + gain * given,
+            "foretold": foretold,
             "reach": max(0.0, 1 - missed / asked) if asked else 1.0,
-            "drift": drift,
-            "gain": gain,
-            "lever_low": self.lever[0],
-            "lever_high": self.lever[1],
-            "integral": pull * self.total,
+            "drift": self.drift,
+            "lever_low": lever[0],
+            "lever_high": lever[1],
         }
         return dict(zip(SETS, self.beta, strict=True)), facts
 
-    def gain(self) -> float:
-        """g: nats of entropy a step per unit of lever."""
-        start = self.p.gain or GAINS[self.p.levers]
-        count, x, y, xx, xy, yy = self.sums
-        if not count:
-            return start
-        spread, both, rest = xx - x * x / count, xy - x * y / count, yy - y * y / count
-        if spread <= 1e-9 * xx:  # rounding of a β that has not moved
-            return start
-        noise = max(0.0, rest - 2 * start * both + start * start * spread) / count
-        prior = noise / start**2
-        return min(max((both + start * prior) / (spread + prior), start / WIDEST), start * WIDEST)
+    def _effect(self, lever: list[float]) -> float:
+        return self.gain * sum(b * L for b, L in zip(self.beta, lever, strict=True))
 
-    def drift(self) -> float:
-        """d: nats of entropy a step that do not come from the two sides."""
-        return (self.sums[2] - self.gain() * self.sums[1]) / self.p.memory
+    def levers(self) -> list[float]:
+        """L_low and L_high, by what is known of them."""
+        columns = [list(column) for column in zip(*self.looks, strict=True)] or [[], [], [], []]
+        pairs = zip(columns[:2], columns[2:], strict=True)
+        return [L if (L := strength(own)) and L * median(logit) > 0 else 0.0 for own, logit in pairs]
 
-    def _learn(self, x: float, y: float) -> None:
-        keep = 1 - 1 / self.p.memory
-        self.sums = [keep * s + v for s, v in zip(self.sums, (1.0, x, y, x * x, x * y, y * y), strict=True)]
-
-    def _look(self, lever: list[float]) -> None:
-        if all(map(isfinite, lever)):
-            self.looks = (1 - 1 / self.p.lever_memory) * self.looks + 1
-            self.lever = [m + (L - m) / self.looks for m, L in zip(self.lever, lever, strict=True)]
-
-    def _choose(self, wanted: float) -> tuple[list[float], float]:
-        return choose(self.lever, wanted, self.least, self.most, self.near)
+    def _look(self, levers: list[float]) -> None:
+        if all(map(isfinite, levers)):
+            self.looks = [*self.looks, levers][-self.p.lever_memory :]
 
     def state(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name in STATE}
+        return {name: getattr(self, name) for name in STATE}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in STATE:

@@ -15,6 +15,8 @@ reads more of the batch than its first five fields and the draws says so in its 
 What a module may ask for, each by a name of its own:
 * `WHOLE_BATCH = True`: it is given the whole mini-batch at once, however that is cut up;
 * `DRAWS = True`: `x.uniform_BT` holds seeded draws, the same however the mini-batch is cut up;
+* `PROXY = "knob"`: `x.proxy_logprob_BT` holds log-probabilities of the old policy without the
+  tokens that are less probable than that knob times its most probable one, renormalised;
 * `make_knobs(values, steps)`: its knobs follow a controller (`cegppo.knobs.Knobs`).
 
 docs/methods.md has the methods built of them side by side, with their sources.

@@ -12,8 +12,9 @@ re-implementations that agree: −0.25 and 0.50 above, −0.13 and 0.30 below; �
 schedules of `upper` and `lower`, T the run's steps:
 increase, then decrease:             upper 1 → 0 over [0, T/2];     lower 0, from T/2 on 1 → 0
 decrease, increase, decrease:        upper 0 → 1 over [0, T/2];     lower 0, from T/2 on 1 → 0
-`experiments/method/flexible_clip.yaml` is the first, `flexible_clip_did.yaml` the second. Left out:
-its third, which switches by the entropy. Weight on ∇log π: r·A, or 0 beyond a bound. Limits: with
+`experiments/method/flexible_clip.yaml` is the first, `flexible_clip_did.yaml` the second. Its third
+switches by the entropy: the controller `oscillating`. Weight on ∇log π: r·A, or 0 beyond a bound.
+Limits: with
 upper = lower = 0 it is `ppo_clip` with ε on both sides, with α = 0 `ppo_clip` at any mixture, value
 and gradient; ratio ≡ 1 is REINFORCE. Assumed: the bound carries no gradient.
 """

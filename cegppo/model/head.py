@@ -14,6 +14,7 @@ Left out: skipping blocks in which π rounds to zero (Cut Cross-Entropy, arXiv 2
 not exact.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ BLOCK_VOCABULARY = {"cpu": 2048, "cuda": 16384}
 # Below it a difference of logits may as well be this: e^−10000 is 0 even in fp64, and 0 · FLOOR is
 # 0 where 0 · ∞ is not.
 FLOOR = -1e4
+GONE = -1e4  # stands for log 0 in what is compared and never exponentiated into a sum
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,51 @@ def head_statistics(
     fp32 (fp64 for fp64). Gradients go to hidden states, weight and bias, whichever ask for one;
     backward may be called again while the graph is kept.
     """
-    kind = "cpu" if hidden_NH.device.type == "cpu" else "cuda"
-    block = (min(most_bytes or BLOCK_BYTES[kind], BLOCK_BYTES[kind]), BLOCK_VOCABULARY[kind])
+    block = _block(hidden_NH.device, most_bytes)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         made = _HeadStatistics.apply(hidden_NH, weight_VH, bias_V, token_N, temperature, block)
     logprob_N, entropy_N, sum_p2_N, sum_p2_logp_N = made
     return TokenStatistics(logprob_N, entropy_N if entropy_grad else entropy_N.detach(), sum_p2_N, sum_p2_logp_N)
+
+
+@torch.no_grad()
+def proxy_logprob(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    token_N: Tensor,
+    least: float,
+    bias_V: Tensor | None = None,
+    temperature: float = 1.0,
+    most_bytes: int | None = None,
+) -> Tensor:
+    """[N] log-probability of each token under π without its tail, renormalised: the tail is what
+    is less probable than `least` times π's most probable token ("min-p"). GONE for a token of the
+    tail.
+
+    In blocks as `head_statistics`, in two passes over them: which tokens are the tail is known only
+    after the last block. No gradient.
+    """
+    wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+    count = hidden_NH.shape[0]
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        blocks = lambda: _blocks(hidden_NH, weight_VH, bias_V, temperature, _block(hidden_NH.device, most_bytes), wide)
+        top_N = torch.full((count,), torch.finfo(wide).min, dtype=wide, device=hidden_NH.device)
+        picked_N, total_N = torch.zeros(2, count, dtype=wide, device=hidden_NH.device)
+        for _, rows, begin, logits_nv in blocks():
+            inside_n, place_n = _places(token_N[rows], begin, logits_nv.shape[1])
+            picked_N[rows] += torch.where(inside_n, logits_nv.gather(1, place_n)[:, 0], 0)
+            top_N[rows] = torch.maximum(top_N[rows], logits_nv.amax(-1))
+        edge_N = top_N + math.log(least)
+        for _, rows, _, logits_nv in blocks():
+            kept_nv = logits_nv >= edge_N[rows, None]
+            total_N[rows] += torch.where(kept_nv, logits_nv.sub_(top_N[rows, None]).exp_(), 0).sum(-1)
+    return torch.where(picked_N >= edge_N, picked_N - top_N - total_N.log(), GONE)
+
+
+def _block(device: torch.device, most_bytes: int | None) -> tuple[int, int]:
+    """(bytes, width of the vocabulary) of a block of logits on `device`."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    return min(most_bytes or BLOCK_BYTES[kind], BLOCK_BYTES[kind]), BLOCK_VOCABULARY[kind]
 
 
 class _HeadStatistics(torch.autograd.Function):

@@ -20,7 +20,7 @@ from ..config import Model
 from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present, said
 from . import parallel
 from .attention import checkpointed, packed_states, predicting_states
-from .head import TokenStatistics, head_statistics, token_statistics
+from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
 
 def choose_device(name: str) -> torch.device:
@@ -210,6 +210,23 @@ class Policy:
             for name, value_N in zip(made, (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)):
                 made[name][index, : micro.mask_BT.shape[1]] += scatter(value_N, micro.mask_BT)
         return {name: ranks.total(value_BT) for name, value_BT in made.items()}
+
+    @torch.no_grad()
+    def proxy(self, x: TokenBatch, least: float) -> Tensor:
+        """`head.proxy_logprob` of all rows, micro-batched, [B, T]; 0 outside the mask. A forward
+        pass of its own."""
+        made_BT = torch.zeros_like(x.mask_BT)
+        for index, micro in self.micro_batches(x):
+            value_N = parallel.inside(self.model, lambda rows=micro: self._proxy(rows, least))[0]  # type: ignore[misc]
+            made_BT[index, : micro.mask_BT.shape[1]] += scatter(value_N, micro.mask_BT)
+        return ranks.total(made_BT)
+
+    def _proxy(self, x: TokenBatch, least: float) -> tuple[Tensor]:
+        hidden_NH, token_N = self.states(self.model.get_decoder(), x)
+        narrow_NH = hidden_NH.bfloat16() if self.bfloat16 else hidden_NH
+        weight_VH, bias_V = self.head()
+        most_bytes = self.head_chunk << 20
+        return (proxy_logprob(narrow_NH, weight_VH, token_N, least, bias_V, self.temperature, most_bytes),)
 
     def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]:
         """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone),

@@ -1,7 +1,7 @@
 """Batches that the tests of the losses share, in float64, and what a loss makes of them.
 
 Besides the five fields that every loss may count on, those that a loss may ask for: the entropy
-before the updates, and uniform draws.
+before the updates, log-probabilities of the old policy without its tail, and uniform draws.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ def one_row(cells: Sequence[tuple[float, float]], old: float = -1.0) -> TokenBat
         mask_BT=torch.ones_like(advantage_BT),
         entropy_BT=torch.ones_like(advantage_BT),
         old_entropy_BT=torch.ones_like(advantage_BT),
+        proxy_logprob_BT=torch.full_like(advantage_BT, old + 0.1),
         uniform_BT=draws(advantage_BT),
     )
 
@@ -53,6 +54,7 @@ def rows(advantage_B: list[float], ratio_BT: list[list[float]], mask_BT: list[li
         mask_BT=mask,
         entropy_BT=torch.ones_like(mask),
         old_entropy_BT=torch.ones_like(mask),
+        proxy_logprob_BT=torch.full_like(mask, -0.9),
         uniform_BT=draws(mask),
     )
 
@@ -73,6 +75,7 @@ def ragged(seed: int = 0) -> TokenBatch:
         mask_BT=mask_BT,
         entropy_BT=entropy_BT,
         old_entropy_BT=entropy_BT * (1 + 0.05 * draw()),
+        proxy_logprob_BT=(old_BT + 0.1) * mask_BT,
         uniform_BT=draws(mask_BT),
     )
 

@@ -56,6 +56,7 @@ def test_what_is_outside_the_mask_does_not_count(name):
         advantage_BT=x.advantage_BT + noise(),
         entropy_BT=x.entropy_BT + noise().abs(),
         old_entropy_BT=x.old_entropy_BT + noise().abs(),
+        proxy_logprob_BT=x.proxy_logprob_BT - noise().abs(),
         uniform_BT=x.uniform_BT - noise().abs(),
     )
     clean_loss_BT, clean_weight_BT, clean_facts = evaluated(name, x)
