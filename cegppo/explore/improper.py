@@ -2,7 +2,7 @@
 them that is learnt from what their responses earn.
 
     m ~ w = softmax(θ) for each response, θ = 0 at the start
-    θ_m ← θ_m + `mixture_lr` · mean_i A_i (1[m_i = m] − w_m)        over the step's responses i
+    θ_m ← θ_m + `mixture_lr` · mean_i A_i (1[m_i = m] − w_m)     over the step's responses i
 
 The mixture may earn more than each of its parts, hence the name. The policy is trained on all
 responses beside it, as ever.
@@ -13,8 +13,8 @@ where the policy moves; the source's are fixed.
 Ratio. Of each response: against the sampler that wrote it, m, at its temperature. Given m that is
 what its tokens were drawn from.
 
-With one base sampler at the training temperature it is the plain loop. With `mixture_lr` 0 it is a mixture
-that does not learn.
+With one base sampler at the training temperature it is the plain loop. With `mixture_lr` 0 it is a
+mixture that does not learn.
 
 Source: arXiv 2102.08201 and 2207.09090, which mix at every time step. Here a whole response is the
 action: the bandit form of it. They estimate the gradient by perturbation, or with a critic; here
