@@ -125,7 +125,6 @@ class Trainer:
             x = with_values(self.critic, x, a.gamma, a.lam, a.whiten, a.soft)
         elif a.soft:
             x = x.but(advantage_BT=advantage.soft(x, a.soft))
-        self.polarity = {}
         if a.polarity > 1:
             set_by = self.controller.section("advantage") if self.controller is not None else {}
             scale_BT = aggregation(x, self.config.update.aggregate, self.config.rollout.max_tokens)
@@ -160,6 +159,7 @@ class Trainer:
         start = time.perf_counter()
         collected = self.collect(step)
         sampled = time.perf_counter()
+        self.polarity = {}
         x = self.batch(collected) if collected.trained else None
         if x is not None:
             self._verify(x)
@@ -325,6 +325,10 @@ class RunOf:
         self.score = trainer.score
         self.behaviours = Behaviours(trainer.sampler, trainer.policy, lambda folder: other_policy(c, folder))
         self.teacher = teacher_of(c, trainer.policy)
+
+    def ready(self, behaviour: explore.Behaviour) -> None:
+        if behaviour.checkpoint:
+            self.behaviours.other(behaviour.checkpoint)
 
     def draw(self, jobs: list[Job], step: int, behaviour: explore.Behaviour) -> list[Rollout]:
         return self.behaviours.draw(jobs, step, behaviour)

@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from ..types import BadInput, Group, Job, Prompt, Rollout, Score, TokenBatch
 
@@ -56,6 +55,9 @@ class Run(Protocol):
     rows: int  # responses of a full step
     temperature: float  # that the run trains at
     values: tuple[float, float]  # rewards of a failed and of a correct response
+
+    def ready(self, behaviour: Behaviour) -> None:
+        """Raises BadInput when nothing can be sampled from it."""
 
     def draw(self, jobs: list[Job], step: int, behaviour: Behaviour) -> list[Rollout]:
         """A response to each (prompt, index), in order; of another behaviour than the policy's
@@ -110,8 +112,8 @@ class Explorer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
 
-    def large(self) -> dict[str, "Stored"]:
-        """Parts that have a file of their own in a checkpoint, by its name."""
+    def large(self) -> dict[str, Any]:
+        """Parts with a file of their own in a checkpoint, by its name (`checkpoint.Stored`)."""
         return {}
 
     # -- what several rules need
@@ -135,14 +137,6 @@ class Explorer:
         """Random numbers of a rule's own for a response, the same however the run is cut up."""
         named = zlib.crc32(f"{prompt.id}#{index}".encode())
         return np.random.default_rng([self.run.seed, step, named, 1])
-
-
-class Stored(Protocol):
-    """A part with much to remember: named tensors."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> Any: ...
 
 
 def under_policy(group: Group) -> Group:

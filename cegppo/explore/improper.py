@@ -78,6 +78,8 @@ class Rule(Explorer):
     def __init__(self, p: Params, run: Run):
         super().__init__(p, run)
         self.behaviours = behaviours(p.samplers)
+        for behaviour in self.behaviours:
+            run.ready(behaviour)
         self.theta = np.zeros(len(self.behaviours))
         self.by: dict[tuple[str, int], int] = {}  # which sampler wrote (prompt id, index) in this step
         self.used = self.shares()  # shares of the step under way
@@ -105,8 +107,10 @@ class Rule(Explorer):
         self.theta = self.theta + self.p.mixture_lr * (advantage_B[:, None] * (picked_BM - self.used)).mean(axis=0)
 
     def facts(self) -> dict[str, float]:
-        self.by = {}
         return {f"share_{m}": float(w) for m, w in enumerate(self.used)}
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        self.by = {}
 
     def state(self) -> dict[str, Any]:
         return {"theta": self.theta.tolist()}

@@ -72,7 +72,7 @@ class Rule(Explorer):
             made.append(self._taught(group, solutions, step) if solutions else group)
             taught += bool(solutions)
         mean = float(np.mean(list(self.divergence.values()))) if self.divergence else 0.0
-        self.counts = {"taught": taught / len(groups), "divergence": mean, "bonus": 0.0}
+        self.counts = {"taught": taught / max(1, len(groups)), "divergence": mean, "bonus": 0.0}
         return made
 
     def _taught(self, group: Group, solutions: list[Solution], step: int) -> Group:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..types import ORIGINS, Group, Prompt, Rollout, Score, TokenBatch, Verdict, knob, present
-from . import Behaviour, Explorer, Run, Stored, tokens, under_policy
+from . import Behaviour, Explorer, Run, tokens, under_policy
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,5 @@ class Rule(Explorer):
     def facts(self) -> dict[str, float]:
         return self.counts | {"buffer": float(len(self.buffer.kept))}
 
-    def large(self) -> dict[str, Stored]:
+    def large(self) -> dict[str, Any]:
         return {"replay": self.buffer}

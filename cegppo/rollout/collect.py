@@ -63,4 +63,4 @@ class Collector:
                     trained.append(group)
             if len(trained) == self.prompts_per_step:
                 break
-        return Collected(groups, self.explorer.chosen(trained, step) if trained else [], constant_groups)
+        return Collected(groups, self.explorer.chosen(trained, step), constant_groups)

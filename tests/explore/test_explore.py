@@ -205,10 +205,9 @@ def test_bad_values_are_one_line(tiny, given, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_no_checkpoint_ends_the_run_in_one_line(tiny, tmp_path):
-    trainer = Trainer(load(tiny, "method=improper", f"explore.samplers='{tmp_path / 'gone'},1.0'"))
+def test_a_folder_that_is_no_checkpoint_ends_the_run_before_it_begins(tiny, tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
-        trainer.run_step()
+        Trainer(load(tiny, "method=improper", f"explore.samplers='{tmp_path / 'gone'},1.0'"))
 
 
 def test_the_token_record_marks_the_origin_and_metrics_have_rows(tiny):
@@ -228,3 +227,24 @@ def test_a_state_is_what_json_can_say(tiny):
         other = Trainer(load(tiny, *options(name, ON[name]))).explorer
         other.restore(state)
         assert other.state() == trainer.explorer.state()
+
+
+@pytest.mark.parametrize("name", [n for n in explore.names() if n != "uec_rl"])  # which has a filter of its own
+def test_a_step_that_trains_nothing_still_says_what_was_done(tiny, tmp_path, name):
+    (tmp_path / "none.py").write_text("def never(prompt, response):\n    return 0.0\n")
+    keys = [f"reward={tmp_path / 'none.py'}:never", "rollout.drop_constant_groups=drop"]
+    made = Trainer(load(tiny, *options(name, ON[name]), *keys)).run_step()
+    usual = Trainer(load(tiny, *options(name, ON[name]))).run_step()
+    own = lambda metrics: {key for key in metrics if key.startswith("explore/")}
+    assert made["updates"] == 0 and own(made) == own(usual) and not any(key.startswith("origin/") for key in made)
+
+
+def test_checkpoints_that_sample_take_memory(tiny, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    from cegppo.model.memory import estimate
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    needs = lambda *keys: estimate(load(tiny, *keys), model, "cpu", shards=2)
+    plain, with_one = needs("method=improper"), needs("method=improper", f"explore.samplers='{tiny_model},1.0'")
+    assert with_one["samplers"] == 4 * sum(p.numel() for p in model.parameters()) and plain["samplers"] == 0

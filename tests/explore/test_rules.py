@@ -30,6 +30,8 @@ class Run:
     def __init__(self, solutions=()):
         self.asked, self.given = [], list(solutions)
 
+    def ready(self, behaviour): ...
+
     def draw(self, jobs, step, behaviour):
         self.asked.append((jobs, step, behaviour))
         origin = "policy" if behaviour == Behaviour() else "tempered"
@@ -327,8 +329,8 @@ def test_improper_finds_the_better_sampler():
         rule.learn(
             groups, batch(groups, np.concatenate([advantage.group(np.array(r, float)) for r in rights]).tolist())
         )
-        rule.facts()
-    assert rule.shares()[1] > 0.9
+        rule.observe({})
+    assert rule.by == {} and rule.shares()[1] > 0.9
     other = improper.Rule(improper.Params(samplers="1.2,0.8"), Run())
     other.restore(json.loads(json.dumps(rule.state())))
     assert other.theta.tolist() == rule.theta.tolist()
