@@ -319,7 +319,6 @@ class RunOf:
     def __init__(self, trainer: Trainer):
         c = trainer.config
         self.seed, self.group_size, self.rows = c.seed, c.group_size, c.prompts_per_step * c.group_size
-        self.temperature = c.rollout.temperature
         self.values = (c.reward_values[0], c.reward_values[1])
         self.advantage = ADVANTAGES[c.advantage.kind]
         self.score = trainer.score

@@ -54,18 +54,11 @@ def knobs(loss: str) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(losses.load(loss).Params)}
 
 
-def controller_knobs(name: str) -> dict[str, dataclasses.Field]:
-    """The knobs of a controller; of none, none."""
-    if name == controllers.NONE:
+def knobs_of(registry: Any, name: str) -> dict[str, dataclasses.Field]:
+    """The knobs of controller or rule of exploration `name`; of none, none."""
+    if name == registry.NONE:
         return {}
-    return {field.name: field for field in dataclasses.fields(controllers.load(name).Params)}
-
-
-def explore_knobs(name: str) -> dict[str, dataclasses.Field]:
-    """The knobs of a rule of exploration; of none, none."""
-    if name == explore.NONE:
-        return {}
-    return {field.name: field for field in dataclasses.fields(explore.load(name).Params)}
+    return {field.name: field for field in dataclasses.fields(registry.load(name).Params)}
 
 
 def meanings(loss: str, controller: str = controllers.NONE, explorer: str = explore.NONE) -> dict[str, str]:
@@ -77,16 +70,16 @@ def meanings(loss: str, controller: str = controllers.NONE, explorer: str = expl
     made["controller.name"] = f"what sets knobs while training: {', '.join([controllers.NONE, *controllers.names()])}"
     made["explore.name"] = f"what else trains: {', '.join([explore.NONE, *explore.names()])}"
     made |= {f"loss.{name}": said(field) for name, field in knobs(loss).items()}
-    made |= {f"explore.{name}": said(field) for name, field in explore_knobs(explorer).items()}
-    return made | {f"controller.{name}": said(field) for name, field in controller_knobs(controller).items()}
+    made |= {f"explore.{name}": said(field) for name, field in knobs_of(explore, explorer).items()}
+    return made | {f"controller.{name}": said(field) for name, field in knobs_of(controllers, controller).items()}
 
 
 def places(name: str) -> list[str]:
     """The dotted keys whose last part is `name`: knobs of a loss, of a controller, of a rule of
     exploration first, then in the schema's order but for the testbed's own."""
     of_losses = [f"loss.{name}"] if any(name in knobs(loss) for loss in losses.names()) else []
-    of_losses += [f"controller.{name}"] if any(name in controller_knobs(c) for c in controllers.names()) else []
-    of_losses += [f"explore.{name}"] if any(name in explore_knobs(e) for e in explore.names()) else []
+    of_losses += [f"controller.{name}"] if any(name in knobs_of(controllers, c) for c in controllers.names()) else []
+    of_losses += [f"explore.{name}"] if any(name in knobs_of(explore, e) for e in explore.names()) else []
     found = [key for key, _ in leaves(Config) if key.rpartition(".")[2] == name and "." in key]
     return [*of_losses, *sorted(found, key=lambda key: key.startswith("testbed."))]
 
@@ -150,9 +143,8 @@ def text() -> str:
     for section, head, registry in (("controller", CONTROLLER, controllers), ("explore", EXPLORE, explore)):
         lines += [f"## `{section}`", "", head]
         for name in registry.names():
-            params = registry.load(name).Params
-            types = typing.get_type_hints(params)
-            own = [(f"{section}.{field.name}", field, types[field.name]) for field in dataclasses.fields(params)]
+            types = typing.get_type_hints(registry.load(name).Params)
+            own = [(f"{section}.{key}", field, types[key]) for key, field in knobs_of(registry, name).items()]
             lines += [f"### `{section}.name={name}`", "", *_table(own)]
     lines += ["## An item of `data.train` or `eval.benchmarks`", "", *_section(Source)]
     lines += ["## An item of `testbed.workers`", "", *_section(Worker)]

@@ -53,7 +53,6 @@ class Run(Protocol):
     seed: int
     group_size: int
     rows: int  # responses of a full step
-    temperature: float  # that the run trains at
     values: tuple[float, float]  # rewards of a failed and of a correct response
 
     def ready(self, behaviour: Behaviour) -> None:

@@ -7,8 +7,8 @@ them that is learnt from what their responses earn.
 The mixture may earn more than each of its parts, hence the name. The policy is trained on all
 responses beside it, as ever.
 
-Base samplers: the policy at a temperature, or the frozen weights of a checkpoint at one. They move
-where the policy moves; the source's are fixed.
+Base samplers: the policy at a temperature, which moves as the policy does, or the frozen weights of
+a checkpoint at one. The source's are all fixed.
 
 Ratio. Of each response: against the sampler that wrote it, m, at its temperature. Given m that is
 what its tokens were drawn from.
@@ -23,6 +23,7 @@ it is the likelihood ratio's, with the group as its baseline.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def behaviours(said: str) -> list[Behaviour]:
         temperature = _temperature(heat)
         if temperature is None and at:
             raise BadInput(f"'{item}' does not end in a temperature above 0")
-        if temperature is not None and temperature <= 0:
+        if temperature is not None and not 0 < temperature < inf:
             raise BadInput(f"'{item}': a temperature is above 0")
         made.append(Behaviour(temperature, folder) if temperature is not None else Behaviour(None, heat))
     if not all(b.temperature is not None or b.checkpoint for b in made):

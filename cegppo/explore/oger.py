@@ -66,27 +66,31 @@ class Rule(Explorer):
         self.counts: dict[str, float] = {}
 
     def chosen(self, groups: list[Group], step: int) -> list[Group]:
-        self.divergence, taught, made = {}, 0, []
-        for group in groups:
-            solutions = self.run.solutions(group.prompt)[: self.p.solutions]
-            made.append(self._taught(group, solutions, step) if solutions else group)
-            taught += bool(solutions)
+        self.divergence, taught = {}, 0
+        swaps: dict[tuple[int, int], Rollout] = {}  # by group and place
+        for n, group in enumerate(groups):
+            if solutions := self.run.solutions(group.prompt)[: self.p.solutions]:
+                taught += 1
+                swaps |= {(n, place): rollout for place, rollout in self._swaps(group, solutions, step).items()}
+        found = dict(zip(swaps, self.run.score(list(swaps.values()), step)))
         mean = float(np.mean(list(self.divergence.values()))) if self.divergence else 0.0
         self.counts = {"taught": taught / max(1, len(groups)), "divergence": mean, "bonus": 0.0}
-        return made
+        return [
+            replace(
+                group,
+                rollouts=tuple(swaps.get((n, g), rollout) for g, rollout in enumerate(group.rollouts)),
+                scores=tuple(found.get((n, g), score) for g, score in enumerate(group.scores)),
+            )
+            for n, group in enumerate(groups)
+        ]
 
-    def _taught(self, group: Group, solutions: list[Solution], step: int) -> Group:
-        d_G = np.array([divergence(rollout.token_ids, solutions) for rollout in group.rollouts])
-        self.divergence |= {(group.prompt.id, r.index): float(d) for r, d in zip(group.rollouts, d_G)}
-        draw = self.generator(step, group.prompt)
-        places = np.argsort(d_G, kind="stable")[: min(self.p.swap, len(solutions))]
-        chosen = [solutions[j] for j in draw.permutation(len(solutions))[: len(places)]]
-        rollouts, scores = list(group.rollouts), list(group.scores)
-        for place, solution in zip(places.tolist(), chosen):
-            rollouts[place] = self._written(rollouts[place], solution)
-        for place, score in zip(places.tolist(), self.run.score([rollouts[p] for p in places.tolist()], step)):
-            scores[place] = score
-        return replace(group, rollouts=tuple(rollouts), scores=tuple(scores))
+    def _swaps(self, group: Group, solutions: list[Solution], step: int) -> dict[int, Rollout]:
+        """What a teacher's solutions replace in a group, by place."""
+        d_G = [divergence(rollout.token_ids, solutions) for rollout in group.rollouts]
+        self.divergence |= {(group.prompt.id, r.index): d for r, d in zip(group.rollouts, d_G)}
+        places = np.argsort(d_G, kind="stable")[: self.p.swap].tolist()
+        order = self.generator(step, group.prompt).permutation(len(solutions)).tolist()
+        return {place: self._written(group.rollouts[place], solutions[j]) for place, j in zip(places, order)}
 
     def _written(self, gone: Rollout, solution: Solution) -> Rollout:
         """A teacher's solution in the place of a response."""

@@ -195,6 +195,7 @@ def test_a_checkpoint_as_a_sampler(tiny, tmp_path):
         (["method=improper", "explore.samplers='1.0,,2'"], "must be temperatures and folders with commas between"),
         (["method=improper", "explore.samplers='0.9,0.9'"], "an item is there twice"),
         (["method=improper", "explore.samplers='-1'"], "'-1': a temperature is above 0"),
+        (["method=improper", "explore.samplers='nan'"], "'nan': a temperature is above 0"),
         (["method=improper", "explore.samplers='there@hot'"], "'there@hot' does not end in a temperature above 0"),
         (["controller.name=polarity"], "advantage.polarity must be above 1 (off) with controller.name=polarity"),
     ],

@@ -24,7 +24,7 @@ SOLVED = {Behaviour(1.2): [1, 0, 0, 0], Behaviour(0.8): [1, 1, 1, 0]}
 class Run:
     """A run whose responses are right as told: by behaviour, one digit a response."""
 
-    seed, group_size, rows, temperature, values = 0, 4, 8, 1.0, (0.0, 1.0)
+    seed, group_size, rows, values = 0, 4, 8, (0.0, 1.0)
     advantage = staticmethod(advantage.group)
 
     def __init__(self, solutions=()):
