@@ -1,9 +1,13 @@
-"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), GAE with a critic (PPO). Numpy
-and torch in, the same out."""
+"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), GAE with a critic (PPO); and what
+may be made of them token by token: the soft policy gradient's, and a weight by what a token does to
+the entropy. Numpy and torch in, the same out."""
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .instrument.entropy import entropy_change
+from .types import TokenBatch, present
 
 STD_FLOOR = 1e-6  # added to the group's standard deviation, as the released CE-GPPO code does
 
@@ -53,3 +57,64 @@ def whiten(advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
     [B, T]."""
     inside_N = advantage_BT[mask_BT > 0]
     return (advantage_BT - inside_N.mean()) / (inside_N.std(correction=0) + STD_FLOOR) * mask_BT
+
+
+def soft(x: TokenBatch, alpha: float) -> Tensor:
+    """Advantages of the soft policy gradient with groups, [B, T]: A_t + α (S_t − b_t).
+
+        S_t = −log π(y_t) + Σ_{k>t} H(s_k)
+        b_t = mean of S_t over the group's responses that have a place t
+
+    all under the policy that starts the step. S_t estimates the entropy to come: what the policy
+    will have been unsure of from t on is earned like a reward, where an entropy bonus asks for the
+    entropy of the states visited and not for states that have more of it.
+
+    Source: arXiv 1912.01557, whose theorem has ∇log π(a) (Q_soft(s, a) − α log π(a)). Q_soft needs
+    a critic (`advantage.kind=gae` has one). Ours with groups: the entropy itself stands for −log π
+    of the tokens that follow, which has the same mean; b_t stands for V_soft; α is in units of the
+    advantage, after its division by the group's deviation. α = 0: the advantages themselves. One
+    response token, in expectation: the gradient of an entropy bonus of α.
+    """
+    mask_BT, entropy_BT = x.mask_BT, present(x.old_entropy_BT) * x.mask_BT
+    after_BT = entropy_BT.flip(1).cumsum(1).flip(1) - entropy_BT
+    to_go_BT = (after_BT - x.logprob_BT) * mask_BT
+    group_B = present(x.group_B)
+    sums = mask_BT.new_zeros(2, int(group_B.max()) + 1, mask_BT.shape[1])
+    sums.index_add_(1, group_B, torch.stack([to_go_BT, mask_BT]))
+    baseline_BT = (sums[0] / sums[1].clamp(min=1))[group_B]
+    return (x.advantage_BT + alpha * (to_go_BT - baseline_BT)) * mask_BT
+
+
+def polarised(x: TokenBatch, scale_BT: Tensor, drift: float, most: float) -> tuple[Tensor, dict[str, float]]:
+    """Advantages of which those that raise the entropy are multiplied by c and those that lower it
+    by 1/c, so that what both do together is the drift that is wanted; [B, T], and facts to log.
+
+        P_t = A_t T_t,  T = Σπ² (log π + H) − p (log p + H)      (instrument.entropy_change)
+        U = Σ scale·P over P > 0,  D = Σ scale·|P| over P < 0
+        c U − D / c = drift · (U + D),  c within [1/most, most]
+
+    all under the policy that starts the step. drift = 0 asks that the two balance, c = √(D/U).
+    With most = 1 the advantages are as they were.
+
+    In the spirit of PAPO (arXiv 2605.11775), which keeps both kinds of tokens and re-weights their
+    advantages by the course of the entropy. Its weights are not public: P is inferred from its
+    abstract and c is ours, hence it does not bear its name.
+    """
+    statistics = (x.logprob_BT, x.entropy_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT))
+    pull_BT = entropy_change(x.advantage_BT, *statistics) * scale_BT
+    up, down = float(pull_BT.clamp(min=0).sum()), float(-pull_BT.clamp(max=0).sum())
+    wanted = drift * (up + down)
+    root = (wanted * wanted + 4 * up * down) ** 0.5
+    # Two forms of one root, of which each is used where it does not cancel.
+    top, bottom = (wanted + root, 2 * up) if wanted > 0 else (2 * down, root - wanted)
+    c = top / bottom if bottom > 0 else most if down > 0 else 0.0 if up > 0 else 1.0
+    c = min(max(c, 1 / most), most)
+    factor_BT = torch.where(pull_BT > 0, c, torch.where(pull_BT < 0, 1 / c, 1.0))
+    whole = up + down
+    facts = {
+        "factor": c,
+        "before": (up - down) / whole if whole else 0.0,
+        "after": (c * up - down / c) / whole if whole else 0.0,
+        "wanted": drift,
+    }
+    return x.advantage_BT * factor_BT, facts

@@ -29,7 +29,15 @@ class Stateful(Protocol):
     def restore(self, state: Any) -> None: ...
 
 
-Large = nn.Module | torch.optim.Optimizer
+class Stored(Protocol):
+    """A part with much to remember that every rank has whole: named tensors."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> Any: ...
+
+
+Large = nn.Module | torch.optim.Optimizer | Stored
 
 
 def save(
@@ -40,7 +48,7 @@ def save(
     try:
         policy.save(folder)
         for name, part in large.items():
-            tensors = part.state_dict() if isinstance(part, nn.Module) else optimizer_tensors(part)
+            tensors = optimizer_tensors(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()
             save_tensors(tensors, folder, f"{name}.safetensors")
     except SafetensorError as error:  # its way to say that a disk is full
         raise OSError(errno.EIO, said(error), str(folder)) from None
@@ -66,8 +74,10 @@ def restore(folder: Path, policy: Policy, large: dict[str, Large], small: dict[s
         for name, part in large.items():
             if isinstance(part, nn.Module):
                 parallel.load(part, stored(folder / f"{name}.safetensors"))
-            else:
+            elif isinstance(part, torch.optim.Optimizer):
                 load_optimizer(part, folder / f"{name}.safetensors")
+            else:
+                part.load_state_dict(dict(stored(folder / f"{name}.safetensors")))
         for name, small_part in small.items():
             if name in state:  # a part that is younger than the checkpoint starts afresh
                 small_part.restore(state[name])

@@ -3,17 +3,36 @@
 from collections import Counter
 
 import numpy as np
+from torch import Tensor
 
 from .instrument.tally import Tally
 from .rollout.collect import Collected
-from .types import TokenBatch, Verdict, present
+from .types import ORIGINS, Origin, TokenBatch, Verdict, present
 
 
 def mismatch(x: TokenBatch) -> tuple[float, float]:
     """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its
-    own tokens to the trainer's."""
-    difference_BT = ((present(x.sampler_logprob_BT) - x.old_logprob_BT) * x.mask_BT).abs()
-    return float(difference_BT.max()), float(difference_BT.sum() / x.mask_BT.sum())
+    own tokens to the trainer's, over the policy's own responses; 0 where there are none."""
+    own_BT = of_origin(x, "policy")
+    difference_BT = ((present(x.sampler_logprob_BT) - x.old_logprob_BT) * own_BT).abs()
+    return float(difference_BT.max()), float(difference_BT.sum() / own_BT.sum().clamp(min=1))
+
+
+def of_origin(x: TokenBatch, origin: Origin) -> Tensor:
+    """[B, T] 1.0 on response tokens of that origin, 0.0 elsewhere."""
+    return x.mask_BT * (present(x.origin_B) == ORIGINS.index(origin))[:, None]
+
+
+def by_origin(x: TokenBatch) -> dict[str, float]:
+    """Of each origin the share of the tokens that train, and their mean entropy before the
+    updates."""
+    made = {}
+    for origin in ORIGINS:
+        tokens_BT = of_origin(x, origin)
+        made[f"origin/{origin}"] = float(tokens_BT.sum() / x.mask_BT.sum())
+        if tokens_BT.any():
+            made[f"entropy/{origin}"] = float((present(x.old_entropy_BT) * tokens_BT).sum() / tokens_BT.sum())
+    return made
 
 
 def summarize(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import advantage, checkpoint, losses, metrics, ranks
+from . import advantage, checkpoint, explore, losses, metrics, ranks
 from .config import Config, flatten, is_rule
 from .controllers import NONE, Controller
 from .controllers import load as load_controller
@@ -26,15 +26,16 @@ from .knobs import Knobs
 from .model import memory
 from .model.critic import Critic, with_values
 from .model.optimizer import adamw, set_lr
-from .model.policy import load_policy
-from .objective import Objective, Terms
-from .problems import testbed
+from .model.policy import Policy, load_policy
+from .objective import Objective, Terms, aggregation
+from .problems import teachers, testbed
 from .problems.data import PromptStream, benchmarks
 from .problems.reward import grade, rule
 from .rollout import divided, vllm
+from .rollout.behaviours import Behaviours
 from .rollout.collect import Collected, Collector
 from .rollout.probe import Probe
-from .types import BadInput, Rollout, Score, TokenBatch, Verdict, present
+from .types import BadInput, Group, Job, Prompt, Rollout, Score, TokenBatch, Verdict, present
 from .update import Diverged, update, update_critic
 
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -68,20 +69,24 @@ class Trainer:
         longest = c.data.max_prompt_tokens + longest_answer(c.rollout.max_tokens, c.eval)
         self.sampler = divided.start(self.policy, c.rollout, c.seed, longest)
         self.evaluator = evaluator(self.sampler, c.eval, c.rollout.max_tokens, c.grader, made)
-        self.collect = Collector(self.stream, self.sampler, self.score, c.rollout, c.prompts_per_step, c.group_size)
+        self.explorer = explore.explorer(c.explore, RunOf(self))
+        self.collect = Collector(self.stream, self.explorer, self.score, c.rollout, c.prompts_per_step, c.group_size)
         self.knobs, self.controller = knobs_of(c), controller_of(c)
         self.rule = ClassRule(c.diagnostics.classes, c.diagnostics.threshold)
         self.probe = Probe()
         self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
         self.best = float("-inf")  # highest mean accuracy of an evaluation so far
         self.tokens: TokenRecord | None = None  # of the last step, when it was recorded
+        self.polarity: dict[str, float] = {}  # of the last step, where advantages are weighted by it
         self.broken: list[tuple[int, TokenBatch]] = []  # updates that the step left out, by their number
         # What a checkpoint holds besides the policy, by the names of its files and keys.
         self.large: dict[str, checkpoint.Large] = {"optimizer": self.optimizer}
         if self.critic is not None:
             self.critic_optimizer = adamw(self.critic.parameters(), c.critic.lr, c.update)
             self.large |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        self.large |= self.explorer.large()
         self.small: dict[str, checkpoint.Stateful] = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
+        self.small["explore"] = self.explorer
         if self.controller is not None:
             self.small["controller"] = self.controller
 
@@ -105,19 +110,42 @@ class Trainer:
         """The TokenBatch of what trains, advantages included."""
         groups, a = collected.trained, self.config.advantage
         scores = [score for group in groups for score in group.scores]
-        rewards = [np.array([score.reward for score in group.scores]) for group in groups]
         x = self.policy.collate(
             [rollout for group in groups for rollout in group.rollouts],
-            advantage_B=np.concatenate([ADVANTAGES[a.kind](reward_G) for reward_G in rewards]),
-            reward_B=np.concatenate(rewards),
+            advantage_B=np.zeros(len(scores)),
+            reward_B=np.array([score.reward for score in scores]),
             correct_B=np.array([score.verdict is Verdict.CORRECT for score in scores], dtype=float),
             group_B=[n for n, group in enumerate(groups) for _ in group.rollouts],
         )
         if (least := self.objective.proxy) is not None:
             x = x.but(proxy_logprob_BT=self.policy.proxy(x, least))
+        x = x.but(advantage_BT=self._advantage_BT(groups, x))
+        self.explorer.learn(groups, x)
         if self.reference is not None:
             x = x.but(ref_logprob_BT=self.reference.evaluate(x)["logprob_BT"])
-        return x if self.critic is None else with_values(self.critic, x, a.gamma, a.lam, a.whiten)
+        if self.critic is not None:
+            x = with_values(self.critic, x, a.gamma, a.lam, a.whiten, a.soft)
+        elif a.soft:
+            x = x.but(advantage_BT=advantage.soft(x, a.soft))
+        if a.polarity > 1:
+            set_by = self.controller.section("advantage") if self.controller is not None else {}
+            scale_BT = aggregation(x, self.config.update.aggregate, self.config.rollout.max_tokens)
+            advantage_BT, self.polarity = advantage.polarised(
+                x, scale_BT, set_by.get("polarity_drift", a.polarity_drift), a.polarity
+            )
+            x = x.but(advantage_BT=advantage_BT)
+        return x
+
+    def _advantage_BT(self, groups: list[Group], x: TokenBatch) -> torch.Tensor:
+        """What a response earned beside its group, on each of its tokens."""
+        made_of = ADVANTAGES[self.config.advantage.kind]
+        rewards = self.explorer.rewards(groups, x)
+        found = [
+            made_of(reward_G) if group.advantages is None else np.array(group.advantages)
+            for group, reward_G in zip(groups, rewards)
+        ]
+        advantage_B = torch.tensor(np.concatenate(found), dtype=torch.float32, device=x.mask_BT.device)
+        return advantage_B[:, None] * x.mask_BT
 
     def mini_batches(self, x: TokenBatch) -> list[TokenBatch]:
         """The mini-batches of a step's updates, in order. Where dropped groups left less than a
@@ -133,6 +161,7 @@ class Trainer:
         start = time.perf_counter()
         collected = self.collect(step)
         sampled = time.perf_counter()
+        self.polarity = {}
         x = self.batch(collected) if collected.trained else None
         if x is not None:
             self._verify(x)
@@ -157,6 +186,10 @@ class Trainer:
             collected, x, Tally.merged(ranks.gathered(tally.settled())), norms, metrics.total(ranks.gathered(critic))
         )
         made |= looked | {f"knob/{name}": self.knobs.at(step)[name] for name in self.knobs.moving}
+        made |= {f"explore/{name}": value for name, value in self.explorer.facts().items()}
+        if x is not None and c.explore["name"] != explore.NONE:
+            made |= metrics.by_origin(x)
+        made |= {f"polarity/{name}": value for name, value in self.polarity.items()}
         if self.controller is not None:
             made |= self.controller.knobs()
             if norms and "update.entropy_coef" in self.controller.values:
@@ -166,6 +199,7 @@ class Trainer:
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
         seen = {name: value for name, value in made.items() if not name.startswith("time/")}
         self.knobs.observe(seen)
+        self.explorer.observe(seen)
         if self.controller is not None:
             made |= self.controller.observe(step, seen)
         self.step += 1
@@ -279,6 +313,46 @@ class Trainer:
         self.step, self.elapsed = own["step"], own["elapsed"]
         self.best = float("-inf") if own["best"] is None else own["best"]
         self.sampler.load(self.policy)
+
+
+class RunOf:
+    """What a rule of exploration may ask of a trainer (`explore.Run`)."""
+
+    def __init__(self, trainer: Trainer):
+        c = trainer.config
+        self.seed, self.group_size, self.rows = c.seed, c.group_size, c.prompts_per_step * c.group_size
+        self.values = (c.reward_values[0], c.reward_values[1])
+        self.advantage = ADVANTAGES[c.advantage.kind]
+        self.score = trainer.score
+        self.behaviours = Behaviours(trainer.sampler, trainer.policy, lambda folder: other_policy(c, folder))
+        self.teacher = teacher_of(c, trainer.policy)
+
+    def ready(self, behaviour: explore.Behaviour) -> None:
+        if behaviour.checkpoint:
+            self.behaviours.other(behaviour.checkpoint)
+
+    def draw(self, jobs: list[Job], step: int, behaviour: explore.Behaviour) -> list[Rollout]:
+        return self.behaviours.draw(jobs, step, behaviour)
+
+    def solutions(self, prompt: Prompt) -> list[explore.Solution]:
+        return present(self.teacher).solutions(prompt)
+
+
+def other_policy(c: Config, folder: str) -> Policy:
+    """The weights in `folder`, computing as the run's do. Raises BadInput."""
+    return load_policy(folder, c.model, c.rollout.temperature, c.update.micro_batch_tokens)
+
+
+def teacher_of(c: Config, policy: Policy) -> teachers.Teacher | None:
+    """The teacher that the rule of exploration names. Raises BadInput when its file cannot be
+    used."""
+    named = c.explore.get("teacher")
+    if named is None:
+        return None
+    tokenizer, most = policy.tokenizer, c.rollout.max_tokens
+    if named == teachers.WORKED:
+        return teachers.Worked(tokenizer, most, c.testbed, c.seed, c.explore["solutions"])
+    return teachers.FromFile(tokenizer, most, Path(named), c.data, c.explore["ratio"] == "teacher")
 
 
 def knobs_of(c: Config) -> Knobs:

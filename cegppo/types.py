@@ -8,6 +8,7 @@ classes. A small letter (`logits_nv`) is a part of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -21,7 +22,9 @@ if TYPE_CHECKING:  # grading saved texts and saying --help need no torch, whose 
 MAX_LOG_RATIO = 20.0
 
 
-Origin = Literal["policy", "replay", "teacher"]
+# Who wrote a response: the policy that starts the step, at the training temperature; an earlier
+# step, by a buffer; a file or a solver; that same policy at another temperature; other weights.
+Origin = Literal["policy", "replay", "teacher", "tempered", "checkpoint"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 Value = TypeVar("Value")
 
@@ -90,6 +93,9 @@ class Prompt:
     final: AnswerForm = "boxed"  # where a response to it has its final answer
 
 
+Job = tuple[Prompt, int]  # a response to be sampled: its prompt, and its index among the responses to it
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One sampled response."""
@@ -123,9 +129,18 @@ class Group:
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
     scores: tuple[Score, ...]  # one a rollout
+    # One a rollout, where they are not to be made of these scores: of responses that are left of a
+    # larger group, or that bring what they earned in their own time.
+    advantages: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.rollouts) == len(self.scores), "a group has a score for each rollout"
+        assert self.advantages is None or len(self.advantages) == len(self), "and an advantage, where it has any"
+
+    def only(self, places: Sequence[int], advantage_G: Sequence[float]) -> Group:
+        """The responses at `places`, with their advantages among those of the whole group."""
+        pick = lambda values: tuple(values[place] for place in places)
+        return Group(self.prompt, pick(self.rollouts), pick(self.scores), tuple(float(a) for a in pick(advantage_G)))
 
     def __len__(self) -> int:
         return len(self.rollouts)

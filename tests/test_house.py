@@ -19,17 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
-controllers.entrocraft controllers.entropic controllers.oscillating controllers.positive_weight
-controllers.repo_r controllers.stare
+controllers.entrocraft controllers.entropic controllers.oscillating controllers.polarity controllers.positive_weight
+controllers.repo_r controllers.stare explore explore.aepo explore.improper explore.oger explore.uec_rl
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 plugins plugins.batch
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
-problems.stories advantage
+problems.stories problems.teachers advantage
 model.parallel model.head model.attention model.policy model.gguf model.critic model.optimizer model.memory
-rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
+rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer curves train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record

@@ -118,6 +118,26 @@ def test_begun_on_one_rank_and_finished_on_two(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["uec_rl", "improper"])
+def test_exploration_on_two_ranks_is_that_of_one(tiny, tiny_model, tmp_path, name):
+    """With a buffer that is replayed and a stop between, and with a sampler of other weights."""
+    knobs = {
+        "uec_rl": ["retries=6", "keep_retried=0.1", "drop_truncated=false", "replay_every=2", "replay_least=0.0"],
+        "improper": [f"samplers='{tiny_model},1.3'"],
+    }
+    options = [f"method={name}", "prompts_per_step=8", "group_size=2", "eval_every=3", "arm=x"]
+    options += [f"explore.{item}" for item in knobs[name]]
+    train(config.load(tiny, [*options, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
+    train(config.load(tiny, [*options, "steps=3", f"run_dir={tmp_path / 'two'}"])[0], Silent())
+    process = torchrun(ROOT / "run.py", "train", tiny, *options, "steps=4", f"run_dir={tmp_path / 'two'}")
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    last = read_lines(tmp_path / "one" / "metrics.jsonl")[-1]
+    assert last["origin/replay" if name == "uec_rl" else "origin/checkpoint"] > 0
+
+
+@pytest.mark.slow
 def test_bad_input_is_said_once_and_ends_every_rank(tiny, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .. import controllers, losses
+from .. import controllers, explore, losses
 from ..knobs import beyond, misfit, nearest, numbers, schedule_problem
 from ..types import BadInput
 from .reference import places
@@ -81,16 +81,10 @@ def check_controller(config: Config, origin: Origin) -> None:
     """`config.controller` ({name: …, knob: value, target: value or schedule}) names a controller or
     none, and knobs of it within their limits that go with the rest. The loss is checked before."""
     given, flat = config.controller, flatten(config.to_dict())
-    name = given.get("name")
-    where = origin.get("controller.name", "default")
-    if name == controllers.NONE:
-        for key in given.keys() - {"name"}:
-            raise BadInput(f"{origin.get(f'controller.{key}', where)}: controller.{key} needs a controller.name")
+    module = _named("controller", given, controllers, origin)
+    if module is None:
         return
-    if name not in controllers.names():
-        hint = nearest(str(name), [controllers.NONE, *controllers.names()])
-        raise BadInput(f"{where}: unknown controller '{name}'{hint}")
-    module = controllers.load(name)
+    name, where = given["name"], origin.get("controller.name", "default")
     for key, value in given.items():
         if isinstance(value, list) and key != "target":
             at = origin.get(f"controller.{key}", "default")
@@ -103,8 +97,44 @@ def check_controller(config: Config, origin: Origin) -> None:
             at = origin.get(key, "default")
             raise BadInput(f"{at}: {key} is set by controller '{name}' and takes the one value that it starts from")
     params = module.Params(**{key: value for key, value in given.items() if key not in ("name", "target")})
+    _check_problem("controller", module, params, flat, origin)
+
+
+def check_explore(config: Config, origin: Origin) -> None:
+    """`config.explore` ({name: …, knob: value}) names a rule of exploration or none, and knobs of
+    it within their limits that go with the rest."""
+    given, flat = config.explore, flatten(config.to_dict())
+    module = _named("explore", given, explore, origin)
+    if module is None:
+        return
+    for key, value in given.items():
+        if isinstance(value, list):
+            raise BadInput(f"{origin.get(f'explore.{key}', 'default')}: explore.{key} takes one value, no schedule")
+    _check_knobs("explore", given, module.Params, config.steps, origin)
+    if config.advantage.kind == "gae":
+        at = origin.get("advantage.kind", "default")
+        raise BadInput(f"{at}: advantage.kind must be group or centred with explore.name={given['name']}, not 'gae'")
+    params = module.Params(**{key: value for key, value in given.items() if key != "name"})
+    _check_problem("explore", module, params, flat, origin)
+
+
+def _named(section: str, given: dict[str, Any], registry: Any, origin: Origin) -> Any:
+    """The module that section `section` names in `registry`; None where it says none."""
+    name, where = given.get("name"), origin.get(f"{section}.name", "default")
+    if name == registry.NONE:
+        for key in given.keys() - {"name"}:
+            raise BadInput(f"{origin.get(f'{section}.{key}', where)}: {section}.{key} needs a {section}.name")
+        return None
+    if name not in registry.names():
+        raise BadInput(f"{where}: unknown {section} '{name}'{nearest(str(name), [registry.NONE, *registry.names()])}")
+    return registry.load(name)
+
+
+def _check_problem(section: str, module: Any, params: Any, flat: dict[str, Any], origin: Origin) -> None:
+    """What a controller or a rule of exploration says itself about the values it goes with."""
     if hasattr(module, "problem") and (found := module.problem(params, flat)):
-        raise BadInput(f"{origin.get(found[0], 'default')}: {found[0]} {found[1]}, not {flat[found[0]]!r}")
+        values = {f"{section}.{key}": value for key, value in dataclasses.asdict(params).items()} | flat
+        raise BadInput(f"{origin.get(found[0], 'default')}: {found[0]} {found[1]}, not {values[found[0]]!r}")
 
 
 def _check_knobs(section: str, given: dict[str, Any], params: type, steps: int, origin: Origin) -> None:

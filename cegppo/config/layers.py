@@ -20,10 +20,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import controllers, losses
+from .. import controllers, explore, losses
 from ..types import BadInput, said
-from .checks import check_controller, check_keys, check_loss, check_values, nearest
-from .reference import meanings
+from .checks import check_controller, check_explore, check_keys, check_loss, check_values, nearest
+from .reference import NAMED, meanings
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
 
@@ -116,7 +116,7 @@ def explain(config: Config, origin: dict[str, str]) -> str:
     rows = [(k, json.dumps(v, ensure_ascii=False)) for k, v in flatten(config.to_dict()).items()]
     derived = {"experiment": "file name", "arm": "derived"}
     said = {k: origin.get(k) or derived.get(k, "default") for k, _ in rows}
-    meaning = meanings(config.loss["name"], config.controller["name"])
+    meaning = meanings(config.loss["name"], config.controller["name"], config.explore["name"])
     said |= {k: f"{where}: {meaning[k]}" for k, where in said.items() if meaning.get(k)}
     width = max(len(f"{k}: {v}") for k, v in rows if len(v) < 60)
     return "\n".join(f"{f'{k}: {v}':<{width}}   # {said[k]}" for k, v in rows)
@@ -248,7 +248,7 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     values."""
     origin: dict[str, str] = {}
     merged: dict[str, Any] = {}
-    named = {"loss": Config().loss, "controller": Config().controller}  # whose other keys hang on their name
+    named = {section: getattr(Config(), section) for section in NAMED}  # whose other keys hang on their name
     for where, tree in layers:
         tree = _with_named_benchmarks(tree, where)
         check_keys(tree, Config, where)
@@ -273,6 +273,9 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
     check_controller(config, origin)
     if config.controller["name"] != controllers.NONE:
         config.controller = _completed(config.controller, controllers.load(config.controller["name"]).Params())
+    check_explore(config, origin)
+    if config.explore["name"] != explore.NONE:
+        config.explore = _completed(config.explore, explore.load(config.explore["name"]).Params())
     for source in (*config.data.train, *config.eval.benchmarks):
         source.name = source.name or source.task or Path(source.file or source.hub or "").stem
     check_values(config, origin)
@@ -280,8 +283,8 @@ def _resolve(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
 
 
 def _merged_named(section: str, below: dict[str, Any], given: Any, where: str) -> dict[str, Any]:
-    """`below`, a loss or a controller, with what a layer says on top. Choosing another one drops
-    the knobs of the one before."""
+    """`below`, a section whose keys hang on its name, with what a layer says on top. Choosing
+    another one drops the knobs of the one before."""
     if not isinstance(given, (dict, type(None))):
         raise BadInput(f"{where}: '{section}' takes keys ({section}.name=…), not a single value")
     given = given or {}
@@ -296,8 +299,8 @@ def _renamed(name: Any, knobs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(named: dict[str, Any], params: Any) -> dict[str, Any]:
-    """A loss or a controller with all of its knobs, each of the type that it has in `params`, the
-    defaults."""
+    """A section whose keys hang on its name, with all of its knobs, each of the type that it has in
+    `params`, the defaults."""
     defaults = dataclasses.asdict(params)
 
     def like_default(key: str, value: Any) -> Any:

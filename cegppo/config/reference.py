@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import controllers, losses
+from .. import controllers, explore, losses
 from .recipe import Worker
 from .schema import Config, Source, kinds, types_of
 
-NAMED = ("loss", "controller")  # sections whose keys hang on their name
+NAMED = ("loss", "controller", "explore")  # sections whose keys hang on their name
 DOC = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 HEAD = """# Every key of the configuration
 
@@ -33,10 +33,14 @@ CONTROLLER = """What sets knobs while the run goes on: `controller.name` is a fi
 Its target may be a schedule: `controller.target=[[0, 0.5], [100%, 0.3, linear]]`.
 """
 
+EXPLORE = """What a step samples besides the policy's own responses, and which responses train: `explore.name` is a file
+of `cegppo/explore/`, or `none`.
+"""
+
 
 def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
-    """(dotted key, field) of everything in dataclass `schema`, but for the knobs of a loss and of a
-    controller."""
+    """(dotted key, field) of everything in dataclass `schema`, but for the knobs of sections whose
+    keys hang on their name."""
     for field in dataclasses.fields(schema):
         kind = kinds(types_of(schema)[field.name])[0]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -50,28 +54,32 @@ def knobs(loss: str) -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(losses.load(loss).Params)}
 
 
-def controller_knobs(name: str) -> dict[str, dataclasses.Field]:
-    """The knobs of a controller; of none, none."""
-    if name == controllers.NONE:
+def knobs_of(registry: Any, name: str) -> dict[str, dataclasses.Field]:
+    """The knobs of controller or rule of exploration `name`; of none, none."""
+    if name == registry.NONE:
         return {}
-    return {field.name: field for field in dataclasses.fields(controllers.load(name).Params)}
+    return {field.name: field for field in dataclasses.fields(registry.load(name).Params)}
 
 
-def meanings(loss: str, controller: str = controllers.NONE) -> dict[str, str]:
-    """What each key means, in a configuration with that loss and that controller."""
+def meanings(loss: str, controller: str = controllers.NONE, explorer: str = explore.NONE) -> dict[str, str]:
+    """What each key means, in a configuration with that loss, that controller and that rule of
+    exploration."""
     said = lambda field: str(field.metadata.get("doc", ""))
     made = {key: said(field) for key, field in leaves(Config) if key not in NAMED}
     made["loss.name"] = f"the loss: {', '.join(losses.names())}"
     made["controller.name"] = f"what sets knobs while training: {', '.join([controllers.NONE, *controllers.names()])}"
+    made["explore.name"] = f"what else trains: {', '.join([explore.NONE, *explore.names()])}"
     made |= {f"loss.{name}": said(field) for name, field in knobs(loss).items()}
-    return made | {f"controller.{name}": said(field) for name, field in controller_knobs(controller).items()}
+    made |= {f"explore.{name}": said(field) for name, field in knobs_of(explore, explorer).items()}
+    return made | {f"controller.{name}": said(field) for name, field in knobs_of(controllers, controller).items()}
 
 
 def places(name: str) -> list[str]:
-    """The dotted keys whose last part is `name`: a loss's and a controller's knobs first, then in
-    the schema's order but for the testbed's own."""
+    """The dotted keys whose last part is `name`: knobs of a loss, of a controller, of a rule of
+    exploration first, then in the schema's order but for the testbed's own."""
     of_losses = [f"loss.{name}"] if any(name in knobs(loss) for loss in losses.names()) else []
-    of_losses += [f"controller.{name}"] if any(name in controller_knobs(c) for c in controllers.names()) else []
+    of_losses += [f"controller.{name}"] if any(name in knobs_of(controllers, c) for c in controllers.names()) else []
+    of_losses += [f"explore.{name}"] if any(name in knobs_of(explore, e) for e in explore.names()) else []
     found = [key for key, _ in leaves(Config) if key.rpartition(".")[2] == name and "." in key]
     return [*of_losses, *sorted(found, key=lambda key: key.startswith("testbed."))]
 
@@ -132,11 +140,12 @@ def text() -> str:
         lines += [f"### `loss.name={name}`", ""]
         own = [(f"loss.{key}", field, types[key]) for key, field in knobs(name).items()]
         lines += _table(own) if own else ["It has no knobs.", ""]
-    lines += ["## `controller`", "", CONTROLLER]
-    for name in controllers.names():
-        types = typing.get_type_hints(controllers.load(name).Params)
-        own = [(f"controller.{key}", field, types[key]) for key, field in controller_knobs(name).items()]
-        lines += [f"### `controller.name={name}`", "", *_table(own)]
+    for section, head, registry in (("controller", CONTROLLER, controllers), ("explore", EXPLORE, explore)):
+        lines += [f"## `{section}`", "", head]
+        for name in registry.names():
+            types = typing.get_type_hints(registry.load(name).Params)
+            own = [(f"{section}.{key}", field, types[key]) for key, field in knobs_of(registry, name).items()]
+            lines += [f"### `{section}.name={name}`", "", *_table(own)]
     lines += ["## An item of `data.train` or `eval.benchmarks`", "", *_section(Source)]
     lines += ["## An item of `testbed.workers`", "", *_section(Worker)]
     return "\n".join(lines).rstrip() + "\n"

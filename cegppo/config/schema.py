@@ -127,6 +127,13 @@ class Advantage:
     gamma: float = knob(1.0, "discount; gae only", least=0, most=1)
     lam: float = knob(1.0, "λ; gae only", least=0, most=1)
     whiten: bool = knob(True, "to mean 0 and deviation 1 over the batch; gae only")
+    soft: float = knob(0.0, "α of the soft policy gradient: the entropy to come is earned too; 0: off", least=0)
+    polarity: float = knob(
+        1.0, "largest factor on tokens that raise the entropy, or on those that lower it, for a drift; 1: off", least=1
+    )
+    polarity_drift: float = knob(
+        0.0, "the drift to be had, as a share of what both kinds of tokens do together", least=-1, most=1
+    )
 
 
 @dataclass
@@ -254,6 +261,10 @@ class Config:
     update: Update = field(default_factory=Update)
     controller: dict[str, Any] = knob(
         {"name": "none"}, "a file of cegppo/controllers/ by name, and its knobs; none: knobs are as configured"
+    )
+    explore: dict[str, Any] = knob(
+        {"name": "none"},
+        "a file of cegppo/explore/ by name, and its knobs; none: the policy's own responses, all of them",
     )
     critic: Critic = field(default_factory=Critic)
     eval: Eval = field(default_factory=Eval)

@@ -63,6 +63,7 @@ class TokenRecord:
                 "update": np.full(len(row), self.update, dtype=np.int32),
                 "prompt_id": of(object, lambda r: r.prompt.id),
                 "rollout": of(np.int32, lambda r: r.index),
+                "origin": of(object, lambda r: r.origin),
                 "position": np.array(place, dtype=np.int32),
                 "token_id": np.array([self.rollouts[r].token_ids[t] for r, t in zip(row, place)], dtype=np.int32),
                 "token": np.array([self.tokens[r][t] for r, t in zip(row, place)], dtype=object),

@@ -36,8 +36,12 @@ class Critic(nn.Module):
 
 
 @torch.no_grad()
-def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten: bool) -> TokenBatch:
-    """`x` with the critic's values, its targets, and advantages by GAE(λ) instead of a group's."""
+def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten: bool, soft: float = 0.0) -> TokenBatch:
+    """`x` with the critic's values, its targets, and advantages by GAE(λ) instead of a group's.
+
+    `soft`: α of the soft policy gradient (arXiv 1912.01557). Each token then also earns −α log π of
+    itself under the policy that starts the step, and the critic learns V_soft.
+    """
     value_BT = torch.zeros_like(x.mask_BT)
     for index, micro in critic.policy.micro_batches(x):
         value_BT[index, : micro.mask_BT.shape[1]] += critic(micro)
@@ -45,6 +49,7 @@ def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten:
     reward_BT = torch.zeros_like(x.mask_BT)
     # The whole reward comes with the last token.
     reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = present(x.reward_B)
+    reward_BT = reward_BT - soft * x.logprob_BT
     advantage_BT, return_BT = advantage.gae(reward_BT, value_BT, x.mask_BT, gamma, lam)
     if whiten:
         advantage_BT = advantage.whiten(advantage_BT, x.mask_BT)

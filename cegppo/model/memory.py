@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ..config import Config
+from ..explore import improper
 from ..types import BadInput
 from .head import BLOCK_BYTES
 from .policy import choose_device
@@ -38,6 +39,9 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
         # parameters twice.
         made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * parameters
     made = {name: value / shards for name, value in made.items()}
+    if config.explore["name"] == "improper":  # checkpoints that sample, whole on every rank
+        frozen = sum(bool(b.checkpoint) for b in improper.behaviours(config.explore["samplers"]))
+        made["samplers"] = 4 * frozen * parameters
     rows = -(-config.prompts_per_step * config.group_size // config.updates_per_step // shards)
     tokens = max(1, min(update.micro_batch_tokens, rows * (config.data.max_prompt_tokens + config.rollout.max_tokens)))
     made["activations"] = tokens * activation_bytes(c, m.dtype, m.gradient_checkpointing)

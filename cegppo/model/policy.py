@@ -273,7 +273,8 @@ class Policy:
         (default: each its own).
 
         Old log-probabilities and entropies are those of the policy as it is now; a rollout that
-        brings old log-probabilities keeps them.
+        brings old log-probabilities keeps them. Of responses that are not the policy's own, what
+        their sampler said counts as what the ratio is against: there is nothing to correct.
         """
         prompts = [r.prompt.token_ids for r in rollouts]
         answers = [r.token_ids for r in rollouts]
@@ -298,13 +299,17 @@ class Policy:
             sequence_BS=tensor(pad(both, max(map(len, both)), 0), torch.int64),
             prompt_len_B=tensor([len(p) for p in prompts], torch.int64),
         )
+        own_B = present(x.origin_B) == ORIGINS.index("policy")
         now = self.evaluate(x)
         old_logprob_BT = now["logprob_BT"]
         brought_B = tensor([r.old_logprobs is not None for r in rollouts], torch.bool)
         if brought_B.any():
             own_BT = tensor(pad([r.old_logprobs or (0.0,) * len(r.token_ids) for r in rollouts], longest, 0.0))
             old_logprob_BT = torch.where(brought_B[:, None], own_BT, old_logprob_BT)
-        return x.but(**now, old_logprob_BT=old_logprob_BT, old_entropy_BT=now["entropy_BT"])
+        sampler_BT = torch.where(own_B[:, None], present(x.sampler_logprob_BT), old_logprob_BT)
+        return x.but(
+            **now, old_logprob_BT=old_logprob_BT, old_entropy_BT=now["entropy_BT"], sampler_logprob_BT=sampler_BT
+        )
 
 
 def without_tokens(x: TokenBatch) -> TokenBatch:

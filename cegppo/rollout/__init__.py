@@ -5,7 +5,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ..types import Prompt, Rollout
+from ..types import Job, Prompt, Rollout
 
 if TYPE_CHECKING:
     from ..model.policy import Policy
@@ -23,7 +23,7 @@ class Sampling:
 
 
 class Sampler:
-    """An engine with the rules it samples by; it fills in `_sample` and `load`.
+    """An engine with the rules it samples by; it fills in `draw` and `load`.
 
     A response depends on the weights, the rules and (step, prompt id, index) alone, however the
     work is batched.
@@ -47,8 +47,8 @@ class Sampler:
 
         A prompt that is sampled again in a step draws anew from where it left off with `first`.
         """
-        return self._sample([(prompt, first + i) for prompt in prompts for i in range(n)], step)
+        return self.draw([(prompt, first + i) for prompt in prompts for i in range(n)], step)
 
-    def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
+    def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
         """A response to each (prompt, index), in order."""
         raise NotImplementedError

@@ -7,17 +7,17 @@ import numpy as np
 
 from .. import advantage
 from ..config import RolloutConfig
+from ..explore import Explorer
 from ..problems.data import PromptStream
 from ..types import Group, Rollout, Score
-from .divided import DividedSampler
 
 
 @dataclass(frozen=True)
 class Collected:
     """What one step sampled, and the part of it that trains."""
 
-    groups: list[Group]  # everything sampled
-    trained: list[Group]  # whole groups
+    groups: list[Group]  # everything sampled, but for what a rule of exploration asked for on top
+    trained: list[Group]
     constant_groups: int
 
     @property
@@ -31,10 +31,10 @@ class Collected:
 
 @dataclass(frozen=True)
 class Collector:
-    """Prompts from a stream, responses from a sampler, scores from a grader."""
+    """Prompts from a stream, responses from a rule of exploration, scores from a grader."""
 
     stream: PromptStream
-    sampler: DividedSampler
+    explorer: Explorer
     score: Callable[[list[Rollout], int], list[Score]]  # (rollouts, step)
     settings: RolloutConfig
     prompts_per_step: int
@@ -49,7 +49,7 @@ class Collector:
         drops = r.drop_constant_groups != "no"
         for _ in range(1 + (r.max_refills if r.drop_constant_groups == "refill" else 0)):
             prompts = self.stream.take(r.prompts_per_round or self.prompts_per_step)
-            rollouts = self.sampler.sample(prompts, n, step)
+            rollouts = self.explorer.sample(prompts, n, step)
             scores = self.score(rollouts, step)
             for p, prompt in enumerate(prompts):
                 mine = slice(p * n, (p + 1) * n)
@@ -63,4 +63,4 @@ class Collector:
                     trained.append(group)
             if len(trained) == self.prompts_per_step:
                 break
-        return Collected(groups, trained, constant_groups)
+        return Collected(groups, self.explorer.chosen(trained, step), constant_groups)

@@ -1,11 +1,12 @@
 """A sampler whose prompts are divided among the ranks."""
 
+from itertools import groupby, islice
 from typing import Any
 
 from ..config import RolloutConfig
 from ..model.policy import Policy
 from ..ranks import divided
-from ..types import Prompt, Rollout
+from ..types import Job, Prompt, Rollout
 from . import Sampler, Sampling, vllm
 from .hf import HFSampler
 
@@ -34,12 +35,18 @@ class DividedSampler:
 
     def sample(self, prompts: list[Prompt], n: int, step: int, first: int = 0) -> list[Rollout]:
         """`n` responses to each prompt: prompt by prompt, index first … first + n − 1."""
+        return self.draw([(prompt, first + i) for prompt in prompts for i in range(n)], step)
 
-        def groups(part: list[Prompt]) -> list[list[Rollout]]:
-            rollouts = self.sampler.sample(part, n, step, first)
-            return [rollouts[i * n : (i + 1) * n] for i in range(len(part))]
+    def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
+        """A response to each (prompt, index), in order. Neighbours of one prompt stay on one rank,
+        which reads the prompt once."""
+        parts = [list(part) for _, part in groupby(jobs, key=lambda job: job[0].id)]
 
-        return [rollout for group in divided(groups, prompts) for rollout in group]
+        def drawn(mine: list[list[Job]]) -> list[list[Rollout]]:
+            rollouts = iter(self.sampler.draw([job for part in mine for job in part], step))
+            return [list(islice(rollouts, len(part))) for part in mine]
+
+        return [rollout for part in divided(drawn, parts) for rollout in part]
 
 
 def start(policy: Policy, r: RolloutConfig, seed: int, longest: int) -> DividedSampler:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..model.policy import Policy
-from ..types import Prompt, Rollout
+from ..types import Job, Rollout
 from . import Sampler, Sampling
 
 RETIRE_BELOW = 0.75  # compact the batch once fewer than this share of its rows is alive
@@ -114,7 +114,7 @@ class HFSampler(Sampler):
         """New weights. The model is the trainer's own object; another one is simply taken."""
         self.policy = policy
 
-    def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
+    def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
         done: dict[int, Rollout] = {}
         with self.policy.whole() as model:
             for group in self._groups(jobs):
@@ -122,7 +122,7 @@ class HFSampler(Sampler):
                     done[place] = rollout
         return [done[place] for place in range(len(jobs))]
 
-    def _groups(self, jobs: list[tuple[Prompt, int]]) -> Iterator[list[int]]:
+    def _groups(self, jobs: list[Job]) -> Iterator[list[int]]:
         order = sorted(range(len(jobs)), key=lambda j: len(jobs[j][0].token_ids))
         start = 0
         while start < len(order):
@@ -138,7 +138,7 @@ class HFSampler(Sampler):
             start = stop
 
     @torch.inference_mode()
-    def _decode(self, model: PreTrainedModel, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
+    def _decode(self, model: PreTrainedModel, jobs: list[Job], step: int) -> list[Rollout]:
         device = self.policy.device
         decoder, head = model.get_decoder(), model.get_output_embeddings()
         eos = self.policy.tokenizer.eos_token_id
@@ -189,7 +189,7 @@ class HFSampler(Sampler):
             self._rollout(job, *row) for job, row in zip(jobs, zip(token_BS.tolist(), logprob_BS.tolist(), prompt_len))
         ]
 
-    def _rollout(self, job: tuple[Prompt, int], tokens: list[int], logprobs: list[float], begin: int) -> Rollout:
+    def _rollout(self, job: Job, tokens: list[int], logprobs: list[float], begin: int) -> Rollout:
         prompt, index = job
         response = tokens[begin : begin + self.rules.max_tokens]
         eos = self.policy.tokenizer.eos_token_id

@@ -26,7 +26,7 @@ from torch import Tensor
 from .. import ranks
 from ..config import VLLM
 from ..model.policy import Policy
-from ..types import BadInput, Prompt, Rollout, said
+from ..types import BadInput, Job, Prompt, Rollout, said
 from . import Sampler, Sampling
 from .hf import seed_of
 
@@ -173,7 +173,7 @@ class VLLMSampler(Sampler):
             self.engine.collective_rpc(_receive, args=(policy.weights(),))
             self.engine.reset_prefix_cache()
 
-    def _sample(self, jobs: list[tuple[Prompt, int]], step: int) -> list[Rollout]:
+    def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
         for prompt, _ in jobs:
             if len(prompt.token_ids) + self.rules.max_tokens > self.longest:
                 raise BadInput(
