@@ -2,26 +2,21 @@
 the disk fills up, fails, cuts a write short or is read-only from there on. What is said must be one
 line; the same command, with a disk again, must leave what it leaves when nothing fails.
 
-    python -m tests.faults.disk --seconds 600 --out results/faults/disk.csv
-
 The calls are those of libc (shim.c, built with `cc`), so those of safetensors and Arrow count too.
 """
 
-import argparse
 import ctypes
 import errno
 import os
 import random
 import re
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .children import Child, differences, left, preload
-from .kills import PATIENCE, SCENARIOS, fresh, prepared
+from .children import Child, differences, left
+from .kills import PATIENCE, SCENARIOS, fresh
 from .table import Table
 
 HERE = Path(__file__).resolve().parent
@@ -132,27 +127,5 @@ class Campaign:
 
 
 def loaded() -> bool:
+    """Whether this process was started with the shim before libc."""
     return hasattr(ctypes.CDLL(None), "faults_begin")
-
-
-def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--seconds", type=float, default=300)
-    asked.add_argument("--seed", type=int, default=1)
-    asked.add_argument("--share", type=float, default=1.0, help="of all places and faults, chosen at random")
-    asked.add_argument("--out", type=Path, help="a csv to which the counts are added")
-    asked.add_argument("--only", nargs="*", default=[], choices=COMMANDS)
-    options = asked.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        if not loaded():  # again, with the shim before libc
-            environment = {**os.environ, "LD_PRELOAD": str(build(Path(scratch))), "OMP_NUM_THREADS": "1"}
-            sys.exit(subprocess.call([sys.executable, "-m", "tests.faults.disk", *sys.argv[1:]], env=environment))
-        preload()
-        table = Table("disk", options.seed, options.out)
-        prepared(Path(scratch))
-        Campaign(Path(scratch), table).run(options.seconds, options.only, options.seed, options.share)
-        table.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,18 @@
 """A campaign of kills: a command is killed (SIGKILL, its whole session) at random moments, started
 again, and must leave what it leaves when nobody kills it.
 
-    python -m tests.faults.kills --seconds 600 --seed 1 --out results/faults/kills.csv
-
 Moments are seeded: a share of the time that the command takes undisturbed, so the same seed asks
 for the same shares whatever the machine.
 """
 
-import argparse
-import os
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .children import ROOT, Child, differences, front, left, preload, python
+from .children import ROOT, Child, differences, front, left, python
 from .table import Table
 
 RUN = ["method=cegppo", "steps=5", "checkpoint_every=2", "eval_every=2", "diagnostics.every=2", "diagnostics.probe=4"]
@@ -189,22 +184,6 @@ def compared(name: str, before: Path, root: Path) -> list[str]:
     return differences(one, other)
 
 
-def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--seconds", type=float, default=300)
-    asked.add_argument("--seed", type=int, default=1)
-    asked.add_argument("--out", type=Path, help="a csv to which the counts are added")
-    asked.add_argument("--only", nargs="*", default=[], choices=SCENARIOS)
-    options = asked.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    preload()
-    table = Table("kills", options.seed, options.out)
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared(Path(scratch))
-        Campaign(Path(scratch), options.seed, table).run(options.seconds, options.only)
-    table.close()
-
-
 def prepared(folder: Path) -> None:
     """The tiny model and its experiment in `folder`."""
     from tests.conftest import TINY, save_tiny_model
@@ -213,7 +192,3 @@ def prepared(folder: Path) -> None:
     child = Child(lambda: void(save_tiny_model(folder / "model")) or 0, folder / "output")
     assert child.wait(PATIENCE) == 0, child.said()
     (folder / "tiny.yaml").write_text(TINY.format(model=folder / "model"))
-
-
-if __name__ == "__main__":
-    main()
