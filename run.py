@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
             "update.lr, reward, eval_every, wandb.mode, results, run_dir. --print shows them all."
         ),
     )  # fmt: skip
-    train.add_argument("experiment", metavar="EXPERIMENT.yaml")
+    train.add_argument("experiment", metavar="EXPERIMENT.yaml", nargs="?")
     train.add_argument("overrides", **overrides)
     train.add_argument(
         "--print",
@@ -60,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
         "--fresh",
         action="store_true",
         help="begin anew in a folder that holds a run, which is moved aside (aside-<name>-<n>), never deleted",
+    )
+
+    train.add_argument(
+        "--from",
+        dest="source",
+        metavar="RUN_FOLDER",
+        help="instead of an experiment: run a recorded run again, from its record alone, in a folder of its own"
+        " (again-<name>-<n> beside it), say what of code, versions and machine differs, and whether the same came out",
     )
 
     evaluate = verbs.add_parser(
@@ -259,7 +267,9 @@ def what_is_missing(options: argparse.Namespace) -> str | None:
     )
     if name is None or options.verb == "eval" and options.completions:
         return None
-    given = getattr(options, name) or next(iter(options.overrides), None)
+    given = getattr(options, "source", None) or getattr(options, name) or next(iter(options.overrides), None)
+    if given is None and options.verb == "train":
+        return "train: name an experiment, or --from RUN_FOLDER"
     if given is None:
         return "eval: name a run's folder, an experiment, or --completions FILE"
     path = Path(given)
@@ -277,12 +287,26 @@ def what_is_missing(options: argparse.Namespace) -> str | None:
 def verb_train(options: argparse.Namespace) -> int:
     from cegppo import config, ranks
 
+    # argparse hands an experiment that follows an option to the overrides.
+    words = [*([options.experiment] if options.experiment else []), *options.overrides]
+    source = Path(options.source) if options.source else None
+    if source is not None and (options.print_only or options.fresh):
+        from cegppo.types import BadInput
+
+        raise BadInput("train: --from takes neither --print nor --fresh: it begins in a folder of its own")
     with ranks.together():
-        resolved, origin = config.load(options.experiment, options.overrides)
+        if source is None:
+            resolved, origin = config.load(words[0], words[1:])
+        else:
+            from cegppo.record import again
+
+            resolved = again.config_again(source, words)
     if options.print_only:
         if ranks.rank() == 0:
             print(config.explain(resolved, origin))
         return 0
+    if source is not None and ranks.rank() == 0:
+        again.say_what_differs(source)
     if options.fresh:
         from cegppo.record.aside import move_aside
 
@@ -290,6 +314,7 @@ def verb_train(options: argparse.Namespace) -> int:
             moved = move_aside(resolved.folder) if ranks.rank() == 0 else None
         if moved:
             print(f"moved aside: {moved}", file=sys.stderr)
+    from cegppo.model.memory import OutOfMemory
     from cegppo.screen import Screen
     from cegppo.train import train
     from cegppo.update import Diverged
@@ -301,6 +326,11 @@ def verb_train(options: argparse.Namespace) -> int:
             if ranks.rank() == 0:
                 print(f"error: {resolved.folder}: {error}", file=sys.stderr)
             return 1
+        except OutOfMemory as error:
+            print(f"error: {resolved.folder}: {error}", file=sys.stderr, flush=True)
+            if ranks.world() > 1:  # the others wait for this rank inside a pass: torchrun ends them
+                os._exit(1)
+            return 1
     code = 0 if status == "finished" else 130
     if ranks.rank() > 0:
         return code
@@ -309,6 +339,8 @@ def verb_train(options: argparse.Namespace) -> int:
     summary = ledger.of_run(resolved.folder, resolved.arm)
     if summary:
         print(summary)
+    if source is not None:
+        print(*again.comparison(source, resolved.folder), sep="\n")
     print(f"{status}: {resolved.folder}")
     return code
 

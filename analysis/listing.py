@@ -35,7 +35,13 @@ def text(folder: Path) -> str:
 
 
 def _facts(folder: Path, now: float) -> dict[str, Any]:
-    """state, step, steps asked for, score, seconds since its last sign of life, kept how."""
+    """state, step, steps asked for, score, seconds since its last sign of life, kept how. Raises
+    Missing: its record is damaged."""
+    with load.undamaged(folder):
+        return _read(folder, now)
+
+
+def _read(folder: Path, now: float) -> dict[str, Any]:
     meta, settings = load.meta(folder), load.settings(folder)
     live = (folder / "meta.json").is_file() or not meta
     state = str(meta.get("status", "foreign" if (folder / "foreign.yaml").is_file() else "not begun"))
@@ -100,9 +106,10 @@ def settings(folder: Path) -> dict[str, Any]:
         raise load.Missing(
             f"{folder}: holds several arms; name one of {', '.join(sorted({r.parent.name for r in found}))}"
         )
-    if not found or not load.settings(found[0]):
-        raise load.Missing(f"{folder}: no run there with a configuration")
-    return load.settings(found[0])
+    with load.undamaged(folder):
+        if not found or not load.settings(found[0]):
+            raise load.Missing(f"{folder}: no run there with a configuration")
+        return load.settings(found[0])
 
 
 def difference(names: tuple[str, str], trees: tuple[dict[str, Any], dict[str, Any]]) -> str:

@@ -12,7 +12,8 @@ any other run.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean …?' or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+@contextmanager
+def undamaged(folder: Path) -> Iterator[None]:
+    """What a damaged record breaks inside (a key that is gone, a value of another kind) is
+    Unreadable, and names the run."""
+    try:
+        yield
+    except Missing:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise Unreadable(f"{folder}: its record is damaged ({type(error).__name__}: {what})") from None
 
 
 def rows(path: Path) -> list[dict]:

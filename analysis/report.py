@@ -33,12 +33,24 @@ summary{cursor:pointer;margin:.6em 0}"""
 
 def write(folder: Path) -> Path:
     """Write <folder>/report.html; its path. Raises Missing when the folder holds no run."""
-    config, meta = load.config(folder), load.meta(folder)
-    if not config or not meta:
-        raise load.Missing(f"{folder} holds no run (config.yaml and meta.json), and no pack has it")
-    metrics = load.run(folder)
-    if metrics.empty:
-        raise load.Missing(f"{folder}: no step is recorded yet")
+    with load.undamaged(folder):
+        config, meta = load.config(folder), load.meta(folder)
+        if not config or not meta:
+            raise load.Missing(f"{folder} holds no run (config.yaml and meta.json), and no pack has it")
+        metrics = load.run(folder)
+        if metrics.empty:
+            raise load.Missing(f"{folder}: no step is recorded yet")
+        page = _page(folder, config, meta, metrics)
+    path = folder / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)  # a run in a pack may have no folder
+    unfinished = folder / ".report.html.unfinished"
+    unfinished.unlink(missing_ok=True)  # a link would be followed
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def _page(folder: Path, config: str, meta: dict, metrics: pd.DataFrame) -> str:
     session = meta["sessions"][-1]
     facts = (
         f"{meta['status']}, {int(metrics['step'].max())} steps, {metrics['time/step'].sum():.0f} s;"
@@ -56,17 +68,10 @@ def write(folder: Path) -> Path:
         f"<h2>What moved the entropy</h2>{_ledger(folder, metrics)}",
         f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>",
     ]
-    page = (
+    return (
         "<!doctype html><html lang=en><meta"
         f" charset=utf-8><title>{html.escape(folder.name)}</title><style>{STYLE}</style>{''.join(body)}"
     )
-    path = folder / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)  # a run in a pack may have no folder
-    unfinished = folder / ".report.html.unfinished"
-    unfinished.unlink(missing_ok=True)  # a link would be followed
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
 
 
 def _curves(metrics: pd.DataFrame) -> str:

@@ -12,12 +12,16 @@ import torch
 
 from . import ranks
 from .config import Config, is_rule
+from .model.memory import OutOfMemory, in_a_line
 from .problems.counts import mean_accuracy
 from .problems.reward import rule_digest
+from .record.files import append_line, read_lines
 from .record.run import Record, newest
 from .trainer import Trainer
 from .types import BadInput, TokenBatch
 from .update import Diverged
+
+MEMORY = "memory.jsonl"  # of a run of several ranks: which of them ran out, and what to try next
 
 
 def train(config: Config, show: Any) -> str:
@@ -43,13 +47,14 @@ def train(config: Config, show: Any) -> str:
             )
         with ranks.together():
             record.begin(trainer.step)
+        smaller_micro_batches(config, trainer)
         record.note(start_model=trainer.start, start_weights=trainer.start_weights)
         if is_rule(config.reward):  # a file of the user's, which git may not know
             record.note(reward_rule=rule_digest(config.reward))
         show.start(config, config.folder, trainer.step)
         if config.updates_per_step == 1:
             show.say("updates_per_step=1: all on-policy, so the ratio is 1 and clip facts are zero by construction.")
-        with interruptible() as interrupted:
+        with interruptible() as interrupted, in_a_line(config, trainer.policy.device):
             status = loop(config, trainer, record, show, interrupted)
         passed_over = trainer.stream.passed_over
         record.note(steps=trainer.step, seconds=round(trainer.elapsed, 1), passed_over=passed_over)
@@ -58,6 +63,11 @@ def train(config: Config, show: Any) -> str:
             show.say(f"prompts passed over: {passed_over['held_out']} asked by a benchmark, {long}")
     except KeyboardInterrupt:
         status = "stopped"
+        raise
+    except OutOfMemory as error:
+        if error.tokens:
+            row = {"rank": ranks.rank(), "asked": config.update.micro_batch_tokens, "tokens": error.tokens}
+            append_line(config.folder / MEMORY, row)
         raise
     finally:
         record.close(status)
@@ -98,6 +108,15 @@ def loop(config: Config, trainer: Trainer, record: Any, show: Any, interrupted: 
         if stopping:
             return "stopped"
     return "finished"
+
+
+def smaller_micro_batches(config: Config, trainer: Trainer) -> None:
+    """Where a rank ran out of memory before, all ranks begin with what it left to try: one that
+    leaves a pass cannot tell those that wait inside it."""
+    with ranks.together():
+        left = [row["tokens"] for row in read_lines(config.folder / MEMORY)
+                if row.get("asked") == config.update.micro_batch_tokens]  # fmt: skip
+    trainer.policy.micro_batch_tokens = min(ranks.gathered(min([trainer.policy.micro_batch_tokens, *left])))
 
 
 def tensors(batch: TokenBatch) -> dict[str, torch.Tensor]:

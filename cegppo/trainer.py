@@ -110,21 +110,23 @@ class Trainer:
         """The TokenBatch of what trains, advantages included."""
         groups, a = collected.trained, self.config.advantage
         scores = [score for group in groups for score in group.scores]
-        x = self.policy.collate(
+        room = lambda passes: memory.within(self.policy, passes)
+        collate = lambda: self.policy.collate(
             [rollout for group in groups for rollout in group.rollouts],
             advantage_B=np.zeros(len(scores)),
             reward_B=np.array([score.reward for score in scores]),
             correct_B=np.array([score.verdict is Verdict.CORRECT for score in scores], dtype=float),
             group_B=[n for n, group in enumerate(groups) for _ in group.rollouts],
         )
+        x = room(collate)
         if (least := self.objective.proxy) is not None:
-            x = x.but(proxy_logprob_BT=self.policy.proxy(x, least))
+            x = x.but(proxy_logprob_BT=room(lambda: self.policy.proxy(x, least)))
         x = x.but(advantage_BT=self._advantage_BT(groups, x))
         self.explorer.learn(groups, x)
-        if self.reference is not None:
-            x = x.but(ref_logprob_BT=self.reference.evaluate(x)["logprob_BT"])
-        if self.critic is not None:
-            x = with_values(self.critic, x, a.gamma, a.lam, a.whiten, a.soft)
+        if (reference := self.reference) is not None:
+            x = x.but(ref_logprob_BT=room(lambda: reference.evaluate(x))["logprob_BT"])
+        if (critic := self.critic) is not None:
+            x = room(lambda: with_values(critic, x, a.gamma, a.lam, a.whiten, a.soft))
         elif a.soft:
             x = x.but(advantage_BT=advantage.soft(x, a.soft))
         if a.polarity > 1:
@@ -159,6 +161,7 @@ class Trainer:
         """One step: the metrics of it."""
         c, step = self.config, self.step
         start = time.perf_counter()
+        self.policy.room.retries = 0
         collected = self.collect(step)
         sampled = time.perf_counter()
         self.polarity = {}
@@ -196,6 +199,9 @@ class Trainer:
                 made.setdefault("loss/entropy", 0.0)  # a coefficient of 0 has no term
         if c.update.on_nonfinite == "skip":
             made["update/skipped"] = float(len(self.broken))
+        if self.policy.micro_batch_tokens < c.update.micro_batch_tokens:
+            made["memory/micro_batch_tokens"] = float(self.policy.micro_batch_tokens)
+            made["memory/retries"] = float(self.policy.room.retries)
         made |= {"lr": rate, "time/rollout": sampled - start, "time/update": end - sampled, "time/step": end - start}
         seen = {name: value for name, value in made.items() if not name.startswith("time/")}
         self.knobs.observe(seen)
@@ -297,7 +303,10 @@ class Trainer:
     def save(self, folder: Path | None) -> None:
         """Whole tensors, whatever the number of ranks. Ranks without a folder give their shards."""
         best = self.best if np.isfinite(self.best) else None
-        own = {"step": self.step, "best": best, "elapsed": self.elapsed, "start": self.start}
+        own: dict[str, Any] = {"step": self.step, "best": best, "elapsed": self.elapsed, "start": self.start}
+        asked, now = self.config.update.micro_batch_tokens, self.policy.micro_batch_tokens
+        if now < asked:  # memory ran out: bit for bit needs the same micro-batches
+            own |= {"micro_batch_tokens": {"asked": asked, "now": now}}
         checkpoint.save(folder, self.policy, self.large, self.small, own | {"start_weights": self.start_weights})
 
     def restore(self, folder: Path) -> None:
@@ -312,6 +321,9 @@ class Trainer:
         checkpoint.restore(folder, self.policy, self.large, self.small)
         self.step, self.elapsed = own["step"], own["elapsed"]
         self.best = float("-inf") if own["best"] is None else own["best"]
+        smaller = own.get("micro_batch_tokens", {})
+        if smaller.get("asked") == self.config.update.micro_batch_tokens:
+            self.policy.micro_batch_tokens = smaller["now"]
         self.sampler.load(self.policy)
 
 

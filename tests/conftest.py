@@ -41,15 +41,12 @@ eval:
 """
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """A saved one-layer qwen3, randomly initialised (so its answers are noise and its entropy
-    high)."""
+def save_tiny_model(folder: Path) -> None:
+    """A two-layer qwen3, randomly initialised (so its answers are noise and its entropy high)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from cegppo.problems.testbed import make_tokenizer
 
-    folder = tmp_path_factory.mktemp("model")
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -63,6 +60,13 @@ def tiny_model(tmp_path_factory) -> Path:
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 4
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with the tiny model."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(folder)
     return folder
 
 

@@ -150,3 +150,89 @@ def test_a_training_whose_output_was_closed_says_so(tiny, tmp_path):
     assert process.wait() == 141 and error == "error: standard output was closed; the same command continues\n"
     again = run(*words)
     assert again.returncode == 0, again.stderr
+
+
+# -------------------------------------------------------------------------- again, from a record
+
+
+def again(folder, capsys, *words):
+    """(exit code, stdout, stderr) of `train --from`."""
+    code = front_door.main(["train", "--from", str(folder), *words])
+    return code, *capsys.readouterr()
+
+
+def test_a_run_is_made_again_from_its_record_alone(tiny, tmp_path, capsys):
+    folder = trained(tiny, tmp_path / "r", "method=cegppo", "diagnostics.every=2", "diagnostics.probe=4")
+    tiny.unlink()  # nothing but the record
+    shutil.rmtree(folder / "checkpoints")
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, out, err = again(folder, capsys)
+    made = folder.parent / "again-seed0-1"
+    assert code == 0 and f"finished: {made}" in out
+    assert "metrics.jsonl: 2 of 2 lines are the same, bit for bit" in out
+    assert "eval.jsonl: 2 of 2 lines are the same, bit for bit" in out
+    without_times = lambda root: [
+        {k: v for k, v in row.items() if not k.startswith("time/")} for row in read_lines(root / "metrics.jsonl")
+    ]
+    assert without_times(made) == without_times(folder)
+    assert kept == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert load.run_folders(tmp_path / "r" / "tiny") == [folder]  # no sweep counts it
+    assert again(folder, capsys)[0] == 0 and (folder.parent / "again-seed0-2" / "metrics.jsonl").is_file()
+
+
+def test_made_again_it_says_what_differs(tiny, tmp_path, capsys):
+    folder = trained(tiny, tmp_path / "r")
+    meta = json.loads((folder / "meta.json").read_text())
+    session = meta["sessions"][-1]
+    session |= {"commit": "0" * 40, "diff": "abc", "host": "elsewhere"}
+    session["versions"]["torch"] = "1.0"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    rows = read_lines(folder / "metrics.jsonl")
+    rows[1]["entropy/mean"] += 1e-9
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = again(folder, capsys)
+    assert (
+        code == 0 and f"the code is not what it was: commit {'0' * 12} → " in err and "uncommitted changes abc" in err
+    )
+    assert "torch was 1.0, is now 2" in err and "host was elsewhere, is now" in err and err.count("\n") == 3
+    assert f"metrics.jsonl: first difference at step 2: entropy/mean was {rows[1]['entropy/mean']}, is now" in out
+
+
+def test_made_again_it_goes_on_after_a_stop(tiny, tmp_path, capsys):
+    folder = trained(tiny, tmp_path / "r")
+    assert again(folder, capsys, "steps=1")[0] == 0
+    made = folder.parent / "again-seed0-1"
+    (made / "meta.json").write_text((made / "meta.json").read_text().replace("finished", "stopped"))
+    code, out, _ = again(folder, capsys)
+    assert code == 0 and "2 of 2 lines are the same" in out and not (folder.parent / "again-seed0-2").exists()
+
+
+def test_a_packed_run_is_made_again(tiny, tmp_path, capsys):
+    folder = trained(tiny, tmp_path / "r")
+    assert list(keep(tmp_path / "r" / "tiny"))
+    code, out, _ = again(folder, capsys, f"run_dir={tmp_path / 'new'}")
+    assert code == 0 and "metrics.jsonl: 2 of 2 lines are the same, bit for bit" in out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["seed=1"], "with another seed it is another run"),
+        (["update.lr=0.5"], "with another update.lr it is another run"),
+        (["run_dir={folder}"], "is the run itself"),
+        (["--fresh"], "--from takes neither --print nor --fresh"),
+        (["stepps=1"], "did you mean"),
+    ],
+)
+def test_made_again_as_another_run_is_refused(tiny, tmp_path, capsys, words, said):
+    folder = trained(tiny, tmp_path / "r", "steps=1")
+    before = (folder / "meta.json").read_bytes()
+    code, _, err = again(folder, capsys, *(word.format(folder=folder) for word in words))
+    assert code == 2 and said in err and err.count("\n") == 1 and (folder / "meta.json").read_bytes() == before
+    assert not list(folder.parent.glob("again-*"))
+
+
+def test_again_needs_a_run(tmp_path, capsys):
+    assert again(tmp_path, capsys)[0] == 2 and again(tmp_path / "nothing", capsys)[0] == 2
+    assert front_door.main(["train"]) == 2
+    assert "name an experiment, or --from RUN_FOLDER" in capsys.readouterr().err

@@ -25,7 +25,8 @@ instrument.entropy instrument.tally instrument.optimizers instrument.parts instr
 plugins plugins.batch
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
-record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
+record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again record.mirror
+record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories problems.teachers advantage
 model.parallel model.head model.attention model.policy model.gguf model.critic model.optimizer model.memory

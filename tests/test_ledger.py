@@ -17,6 +17,7 @@ from cegppo.instrument.entropy import BY_PROBABILITY, CLASSES
 from cegppo.instrument.ledger import Ledger
 from cegppo.instrument.tally import Tally
 from cegppo.model.head import token_statistics
+from cegppo.model.policy import Room
 from cegppo.objective import Objective, Terms
 from cegppo.record.files import read_lines
 from cegppo.train import train
@@ -43,6 +44,7 @@ class SmallPolicy:
         layers = [nn.Linear(F, hidden), nn.Tanh(), *inner, nn.Linear(hidden, V)]
         layers = layers if hidden else [nn.Linear(F, V, bias=False)]
         self.model = nn.Sequential(*layers).to(dtype)
+        self.room = Room(B * T)
 
     def micro_batches(self, x):
         for index in torch.arange(len(x)).chunk(3):

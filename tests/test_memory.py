@@ -304,3 +304,129 @@ def test_variable_length_attention_hands_over_the_right_layout(monkeypatch, wind
     right = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True)
     assert made.shape == (1, sum(lengths), queries, size)
     assert torch.allclose(made, right.transpose(1, 2), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- memory that runs out
+
+ERRORS = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "cpu": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+        " allocate 4096 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "python": lambda: MemoryError(),
+}
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    """scarce(tokens, kind): from here on a pass of more than `tokens` tokens, of the policy or of
+    the critic, runs out of memory when its layers are done; by default only where a backward pass
+    will come. What it returns has an entry each time."""
+    failed = []
+    whole = Policy.states
+
+    def make(tokens, kind="cpu", gradient_only=True):
+        def states(self, decoder, x):
+            made = whole(self, decoder, x)
+            if x.sequence_BS.numel() > tokens and (torch.is_grad_enabled() or not gradient_only):
+                failed.append(x.sequence_BS.numel())
+                raise ERRORS[kind]()
+            return made
+
+        monkeypatch.setattr(Policy, "states", states)
+        return failed
+
+    return make
+
+
+def test_the_real_allocator_of_a_cpu_is_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert memory.ran_out(caught.value) and not memory.ran_out(RuntimeError("mat1 and mat2 shapes"))
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_gradient_is_the_same_after_memory_ran_out(tiny, tiny_model, scarce, kind, capsys):
+    """Half-way through a mini-batch: what was back-propagated before is not counted twice."""
+    p = Policy.load(tiny_model, "cpu", micro_batch_tokens=30)
+    x = batch(p)
+    whole = gradients(p, tiny, x)
+    failed = scarce(20, kind)  # the first micro-batches have fewer tokens: their gradients were there already
+    again = gradients(p, tiny, x)
+    assert failed and p.room.retries == len(failed) and p.micro_batch_tokens < 30
+    assert capsys.readouterr().err.count("memory ran out") == len(failed)
+    assert apart(again, whole) <= 1e-5
+    fresh = Policy.load(tiny_model, "cpu", micro_batch_tokens=p.micro_batch_tokens)
+    assert all(torch.equal(a, b) for a, b in zip(again, gradients(fresh, tiny, x)))
+
+
+def test_a_pass_of_one_answer_is_the_end(tiny, tiny_model, scarce):
+    p = Policy.load(tiny_model, "cpu")
+    x = batch(p)
+    before = [v.clone() for v in p.model.parameters()]
+    failed = scarce(1)
+    with pytest.raises(memory.OutOfMemory, match="in a pass of a single answer, of 2 tokens"):
+        gradients(p, tiny, x)
+    assert len(failed) <= 8  # halved each time
+    assert all(torch.equal(a, b) for a, b in zip(before, p.model.parameters()))
+
+
+def test_what_is_no_lack_of_memory_is_not_tried_again(tiny, tiny_model, monkeypatch):
+    p = Policy.load(tiny_model, "cpu")
+    x, calls = batch(p), []
+
+    def broken(self, x, entropy_grad=False):
+        calls.append(x)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Policy, "statistics", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        gradients(p, tiny, x)
+    assert len(calls) == 1
+
+
+METHODS = {"cegppo": [], "ppo": ["update.kl_coef=0.1"], "steer": []}  # steer is a rule over the mini-batch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_ran_out_of_memory_goes_on(tiny, tmp_path, scarce, method):
+    """Its metrics are those of a run with room for everything but for rounding; a run that is
+    continued has the same micro-batches, bit for bit; looked-at steps count every update once."""
+    words = [f"method={method}", *METHODS[method], "steps=4", "diagnostics.every=1", "checkpoint_every=2"]
+    words += ["diagnostics.parts=true", "eval_every=0", "wandb.mode=disabled"]
+    run = lambda name, *more: train(config.load(tiny, [*words, f"run_dir={tmp_path / name}", *more])[0], Silent())
+    lines = lambda name: [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in read_lines(tmp_path / name / "metrics.jsonl")
+    ]
+    run("roomy")
+    failed = scarce(60, gradient_only=False)
+    run("scarce")
+    assert failed
+    roomy, made = lines("roomy"), lines("scarce")
+    assert made[0]["memory/retries"] >= 1 and made[0]["memory/micro_batch_tokens"] <= 60
+    assert made[-1]["memory/retries"] == 0
+    for a, b in zip(roomy, made):
+        assert set(b) - set(a) == {"memory/retries", "memory/micro_batch_tokens"}
+        for key in set(a) - {"critic/clip"}:  # the first values are at the bound exactly
+            if a[key] is not None and not key.endswith("_residual"):
+                assert b[key] == pytest.approx(a[key], rel=2e-3, abs=2e-4), key
+    run("continued", "steps=2")
+    run("continued")
+    assert lines("continued") == made
+
+
+def test_a_run_that_cannot_go_on_says_why_in_a_line(tiny, tmp_path, scarce, capsys):
+    import run as front
+
+    folder = tmp_path / "run"
+    command = ["train", str(tiny), f"run_dir={folder}", "steps=3", "wandb.mode=disabled"]
+    assert front.main([*command, "steps=1"]) == 0
+    capsys.readouterr()
+    scarce(1)
+    assert front.main(command) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith(f"error: {folder}: memory ran out") and "model.gradient_checkpointing=true" in err[-1]
+    assert "the same command continues from the last checkpoint" in err[-1]
+    assert len(read_lines(folder / "metrics.jsonl")) == 1

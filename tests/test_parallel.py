@@ -149,3 +149,39 @@ def test_bad_input_is_said_once_and_ends_every_rank(tiny, tmp_path):
     assert said.count(f"error: {folder}: another live process is writing to it") == 1
     # torchrun ends the second rank itself when the first was quicker to say why it exits.
     assert said.count("error: ") == 1 and said.count("exitcode  : 2") >= 1, said
+
+
+SCARCE = """
+import sys, torch, run
+from cegppo import ranks
+from cegppo.model.policy import Policy
+
+whole = Policy.states
+
+def states(self, decoder, x):
+    if ranks.rank() == 1 and x.sequence_BS.numel() > 50 and torch.is_grad_enabled():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return whole(self, decoder, x)
+
+Policy.states = states
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_where_one_rank_ran_out_of_memory_all_begin_again_with_less(tiny, tmp_path):
+    """The rank says it and leaves, torchrun ends the other, and starts both again by itself."""
+    train(config.load(tiny, ["steps=2", f"run_dir={tmp_path / 'whole'}"])[0], Silent())
+    script, folder = tmp_path / "scarce.py", tmp_path / "divided"
+    script.write_text(SCARCE)
+    process = torchrun("--max-restarts", "3", script, "train", tiny, "steps=2", f"run_dir={folder}")
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    left = read_lines(folder / "memory.jsonl")
+    assert left and {row["rank"] for row in left} == {1}
+    assert f"error: {folder}: rank 1: memory ran out (CUDA out of memory) in a pass of" in said
+    rows = read_lines(folder / "metrics.jsonl")
+    assert {row.pop("memory/micro_batch_tokens") for row in rows} == {min(row["tokens"] for row in left)}
+    assert {row.pop("memory/retries") for row in rows} == {0.0}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert_same_run(folder, tmp_path / "whole")

@@ -148,7 +148,10 @@ def read_yaml(path: Path) -> dict:
 
 @lru_cache(maxsize=256)  # a sweep reads the same few files for every arm
 def _of_yaml(text: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.create(text or "{}"))
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text or "{}"))
+    except AssertionError:  # its word for a document that is a single number or truth value
+        return None
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict]]:

@@ -121,13 +121,15 @@ class Ledger:
         # All ranks or none: what is exact takes more passes, in which all take part.
         self.exact = float(total(torch.tensor(float(2 * updates * here > EXACT_BYTES)))) == 0
         self.seen: list[Seen] = []
+        self.stepped = 0  # how many of them the optimizer has stepped on
         self.parts: Parts | None = None  # of the update under way
         self.apart: dict[str, float] = {}  # what was measured of the update that was taken apart
         self.entropy: list[float] = []  # of the probe, before each update
         self.seconds = 0.0
 
     def begin(self, mini: TokenBatch) -> None:
-        """An update of `mini` comes."""
+        """An update of `mini` comes. One that was begun and not stepped is forgotten."""
+        del self.seen[self.stepped :], self.entropy[self.stepped :]
         self.seen.append(Seen.blank(mini))
         last = len(self.seen) == self.updates  # the furthest off-policy
         self.parts = Parts(self.optimizer, self.rule, self.total) if self.takes_apart and last else None
@@ -174,6 +176,7 @@ class Ledger:
         """After the step."""
         start = time.perf_counter()
         seen = self.seen[-1]
+        self.stepped = len(self.seen)
         seen.sums |= self._take_apart(seen)
         if self.parts is not None:
             self.apart |= self.parts.after(present(seen.theta), seen.clip, self._probe_entropy, self.entropy[-1])

@@ -1,23 +1,31 @@
-"""Will it fit? An estimate of what training holds on its device, and an AdamW whose moments wait in
-the CPU's memory.
+"""Will it fit? An estimate of what training holds on its device; and what is done when it did not.
 
 In: the configuration and the model's shape (read without its weights). Out: nothing, or one line
 that says what is too large. The estimate is of the largest micro-batch that may come and leaves out
 what is uncertain (docs/memory.md): a configuration that passes may still run out.
 """
 
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from .. import ranks
 from ..config import Config
 from ..explore import improper
-from ..types import BadInput
+from ..types import BadInput, said
 from .head import BLOCK_BYTES
-from .policy import choose_device
+from .policy import Policy, choose_device
 
 GIB = 2**30
+A = TypeVar("A")
+# What RuntimeErrors say that have no class of their own: PyTorch's allocator on a CPU, and cuBLAS.
+ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 1) -> dict[str, float]:
@@ -86,12 +94,83 @@ def check(config: Config, path: str | Path, shards: int = 1) -> None:
     if sum(needs.values()) <= has:
         return
     parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in needs.items() if value >= 0.05 * GIB)
-    ways = [
-        "model.gradient_checkpointing=true" if not config.model.gradient_checkpointing else "",
-        "update.offload_optimizer=true" if not config.update.offload_optimizer and device.type != "cpu" else "",
-        f"update.micro_batch_tokens below {config.update.micro_batch_tokens}",
-    ]
     raise BadInput(
         f"model.path={path}: training needs at least {sum(needs.values()) / GIB:.1f} GiB ({parts}), "
-        f"{device} has {has / GIB:.1f} GiB free; try {', '.join(filter(None, ways))}"
+        f"{device} has {has / GIB:.1f} GiB free; try "
+        + ", ".join([*ways(config, device), f"update.micro_batch_tokens below {config.update.micro_batch_tokens}"])
     )
+
+
+def ways(config: Config, device: torch.device) -> list[str]:
+    """Settings that need less memory than those of `config`, micro-batches aside."""
+    made = {
+        "model.gradient_checkpointing=true": not config.model.gradient_checkpointing,
+        "update.offload_optimizer=true": not config.update.offload_optimizer and device.type != "cpu",
+    }
+    return [name for name, helps in made.items() if helps]
+
+
+class OutOfMemory(Exception):
+    """Memory ran out, and a smaller micro-batch does not help, or not in this process. Nothing was
+    updated by halves that a checkpoint knows. Printed as one line; exit code 1."""
+
+    tokens = 0  # of a pass, with which it may be tried again; 0: there is no such number
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an allocator said it: CUDA's, PyTorch's on a CPU, Python's or numpy's."""
+    by_name = isinstance(error, RuntimeError) and any(name in str(error) for name in ALLOCATORS)
+    return by_name or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def within(policy: Policy, function: Callable[[], A]) -> A:
+    """`function()`, which makes forward passes of `policy`; again with half the tokens a pass each
+    time that memory runs out. A call that fails must leave nothing behind but gradients, which it
+    clears when it begins.
+
+    Raises OutOfMemory where the pass that failed was of a single row, or where there was none; and
+    with several ranks, of which the others wait inside the pass for the one that has left it.
+    """
+    room = policy.room
+    room.under_way = None
+    while True:
+        try:
+            return function()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            why = said(error, 120)
+        # Not in the handler: until it ends, the error holds the frames that hold the tensors.
+        gc.collect()
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if room.under_way is None:
+            raise OutOfMemory(f"memory ran out ({why}), in no pass that could be made smaller")
+        rows, tokens = room.under_way
+        if rows == 1:
+            raise OutOfMemory(f"memory ran out ({why}) in a pass of a single answer, of {tokens} tokens")
+        where = f"memory ran out ({why}) in a pass of {rows} answers, {tokens} tokens"
+        if ranks.world() > 1:
+            stop = OutOfMemory(f"rank {ranks.rank()}: {where}")
+            stop.tokens = tokens // 2
+            raise stop
+        room.tokens, room.retries, room.under_way = tokens // 2, room.retries + 1, None
+        print(f"{where}: again, and from here on, with at most {room.tokens} tokens a pass", file=sys.stderr)
+
+
+@contextmanager
+def in_a_line(config: Config, device: torch.device) -> Iterator[None]:
+    """Memory that runs out inside, anywhere, is an OutOfMemory that says what may help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OutOfMemory) as error:
+        if not isinstance(error, OutOfMemory) and not ran_out(error):
+            raise
+        words = str(error) if isinstance(error, OutOfMemory) else f"memory ran out ({said(error, 120)})"
+        helps = ", ".join([*ways(config, device), "a smaller rollout.max_tokens, group_size or model"])
+        again = "the same command continues from the last checkpoint"
+        if tokens := getattr(error, "tokens", 0):
+            again += f", with at most {tokens} tokens a pass"
+        made = OutOfMemory(f"{words}; {again}; what takes less: {helps}")
+        made.tokens = tokens
+        raise made from None

@@ -6,6 +6,7 @@ Only the hidden states that predict response tokens meet the vocabulary.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def _readable_model(path: str) -> None:
         raise BadInput(f"model.path={path}: holds no config.json; not a Hugging Face model")
 
 
+@dataclass
+class Room:
+    """What a forward pass may take, and what the one under way took. A policy and its copies share
+    one."""
+
+    tokens: int  # at most, unless a single row is longer
+    under_way: tuple[int, int] | None = None  # (rows, tokens) of the last pass that began
+    retries: int = 0  # how often it was made smaller because memory ran out (memory.py)
+
+
 class Policy:
     """A causal language model and its tokenizer.
 
@@ -69,7 +80,8 @@ class Policy:
         packing: bool = False,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.temperature, self.micro_batch_tokens, self.head_chunk = temperature, micro_batch_tokens, head_chunk
+        self.temperature, self.head_chunk = temperature, head_chunk
+        self.room = Room(micro_batch_tokens)
         self.bfloat16, self.packing = bfloat16, packing
         self.device = next(model.parameters()).device
         self._replica: parallel.Replica | None = None  # of a sharded model
@@ -113,6 +125,14 @@ class Policy:
                 )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
         return cls(model.to(chosen).eval(), tokenizer, bfloat16=dtype == "bfloat16", packing=packs, **kwargs)
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        return self.room.tokens
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, tokens: int) -> None:
+        self.room.tokens = tokens
 
     def autocast(self) -> torch.autocast:
         """bf16 where it is asked for: matrix products in bf16 from fp32 weights, which therefore
@@ -243,6 +263,8 @@ class Policy:
         mine = plans[ranks.rank()]
         for rows in mine:
             index = torch.tensor(rows)
+            lengths = [total_B[b] for b in rows]
+            self.room.under_way = len(rows), sum(lengths) if self.packing else max(lengths) * len(rows)
             yield index, x.rows(index)
         for _ in range(max(map(len, plans)) - len(mine)):
             yield torch.tensor([0]), without_tokens(x)

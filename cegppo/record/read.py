@@ -35,9 +35,22 @@ def read_meta(folder: Path) -> dict[str, Any]:
         return {}
     except (ValueError, RecursionError):
         made = None
-    if not isinstance(made, dict):  # it is only ever replaced whole
-        raise BadInput(f"{folder / 'meta.json'}: damaged (no JSON object); bring it back, or move it away")
+    wrong = "no JSON object" if not isinstance(made, dict) else _misshapen(made)
+    if wrong:  # it is only ever replaced whole
+        raise BadInput(f"{folder / 'meta.json'}: damaged ({wrong}); bring it back, or move it away")
     return made
+
+
+def _misshapen(meta: dict[str, Any]) -> str:
+    """What of a meta.json is of another kind than is ever written; "" for a good one."""
+    kinds: dict[str, type] = {"status": str, "steps": int, "sessions": list, "taken_from": str, "start": str}
+    wrong = [
+        f"'{key}' is no {kind.__name__}" for key, kind in kinds.items() if not isinstance(meta.get(key, kind()), kind)
+    ]
+    sessions = meta.get("sessions", [])
+    if not wrong and not all(isinstance(s, dict) and isinstance(s.get("versions", {}), dict) for s in sessions):
+        wrong.append("'sessions' holds what is no session")
+    return ", ".join(wrong)
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
