@@ -16,7 +16,7 @@ from . import evolution, load, numbers, stats, style
 REGIME, SWEEP = "coin_updates16", "map/coin_updates16"
 ARMS = ["grpo", "cegppo"]
 THEIRS = {arm: f"trl_{arm}" for arm in ARMS}
-IN_ORDER = "grpo_in_order"  # TRL's GRPO without its shuffling: groups stay together in an update
+SHUFFLED = "grpo_shuffled"  # our GRPO with TRL's way of dealing a rollout's responses to its updates
 PANELS = {
     "entropy/mean": ("Policy entropy", "nats per token"),
     "accuracy/mean": ("Accuracy of what was sampled", "share; the reward is a coin"),
@@ -70,7 +70,7 @@ def draw(results: Path) -> None:
         axis.set_xlabel("rollout")
     style.legend(figure, 4, axes[0][0])
     style.caption(figure, f"{drawn}; moving average over {evolution.WINDOW} rollouts; TRL 1.16.0")
-    print(table(found).to_string(index=False))
+    print(table(found).to_string(index=False), dealt(found))
     print(f"\nfigure: {style.save(figure, results, 'trl')}")
 
 
@@ -91,8 +91,6 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     for name, of in QUANTITIES.items():
         known = {arm: of(mine) for arm, mine in found.groupby("arm")}
         pairs = {style.look(arm)[0]: (known[arm], known[THEIRS[arm]]) for arm in ARMS}
-        if IN_ORDER in known:
-            pairs["GRPO, not shuffled"] = known["grpo"], known[IN_ORDER]
         effects = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
         pairs["CE-GPPO less GRPO"] = effects[0], effects[1]
         for what, (ours, theirs) in pairs.items():
@@ -104,5 +102,24 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
 
 def blocks(results: Path) -> dict[str, str]:
     found = runs(results)
-    facts = f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both."
-    return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}"}
+    shown = table(found)
+    apart = sum("-" not in (text := row.partition("[")[2]) or text.count("-") == 2 for row in shown["TRL less ours"])
+    facts = (
+        f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both. Of"
+        f" {len(shown)} intervals {apart} exclude 0; chance alone would make it {len(shown) * 0.05:.1f}."
+    )
+    return {"trl": f"{facts}\n\n{numbers.markdown(shown)}{dealt(found)}"}
+
+
+def dealt(found: pd.DataFrame) -> str:
+    """What TRL's way of dealing responses to updates does to our GRPO, as text; "" where no run has
+    it."""
+    if SHUFFLED not in set(found["arm"]):
+        return ""
+    said = []
+    for name in ("entropy, whole run", "outside, low, %", "outside, high, %"):
+        mixed, ours = (QUANTITIES[name](found[found["arm"] == arm]) for arm in (SHUFFLED, "grpo"))
+        said.append(f"{name.removesuffix(', %')} {evolution.show(difference(mixed, ours), signed=True)}")
+    count = found[found["arm"] == SHUFFLED]["seed"].nunique()
+    head = f"Our GRPO with responses shuffled over the updates as TRL does, seeds: {count}, less in order"
+    return f"\n\n{head}: {'; '.join(said)}."
