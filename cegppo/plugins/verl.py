@@ -33,23 +33,10 @@ from .. import losses
 from ..instrument.tally import Tally
 from ..objective import Objective
 from ..types import BadInput
-from .batch import known, load, parts, refuse, serve, token_batch
+from .batch import STATISTICS, load, parts, refuse, serve, token_batch
+from .verl_names import DUAL_CLIP, PREFIX, SLOTS, slots
 
-PREFIX = "cegppo."  # of every loss_mode here: verl has a gspo, a sapo, a clip_cov … of its own
-STATISTICS = ("entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")  # keys of a model's output, where they are known
-# Where a knob has a key in verl's configuration, that key sets it: below `actor`.
-SLOTS = {"eps_low": "clip_ratio_low", "eps_high": "clip_ratio_high"}
-OWN_SLOTS = {
-    "clip_cov": {
-        "share": "policy_loss.clip_cov_ratio",
-        "cov_low": "policy_loss.clip_cov_lb",
-        "cov_high": "policy_loss.clip_cov_ub",
-    },
-    "kl_cov": {"share": "policy_loss.kl_cov_ratio", "beta": "policy_loss.ppo_kl_coef"},
-    "sapo": {"tau_pos": "tau_pos", "tau_neg": "tau_neg"},
-}
 SUMMED = ("tokens", "clip", "part", "entropy", "dentropy", "lever", "kl", "fact")  # sections of what is measured
-DUAL_CLIP = "clip_ratio_c"  # inf is off; verl's default is 3
 
 log = logging.getLogger(__name__)
 # What ppo_loss knows and verl's registry does not pass on, for the call under way.
@@ -61,12 +48,6 @@ class PolicyLossConfig(verl_config.PolicyLossConfig):
     """verl's own, with a place for the knobs that it has no key for."""
 
     knobs: dict[str, Any] = field(default_factory=dict)
-
-
-def slots(name: str) -> dict[str, str]:
-    """The knobs of loss `name` that verl's configuration has a key for, and that key below
-    `actor`."""
-    return {k: v for k, v in (SLOTS | OWN_SLOTS.get(name, {})).items() if hasattr(losses.load(name).Params, k)}
 
 
 def objective_of(name: str, config: Any) -> Objective:
@@ -86,7 +67,7 @@ def objective_of(name: str, config: Any) -> Objective:
 
 @functools.cache
 def _checked(name: str, knobs: tuple[tuple[str, Any], ...], dual_clip: float) -> Objective:
-    made = load("verl", name, dict(knobs), dual_clip)
+    made = load("verl", name, dict(knobs), dual_clip, {k: f"actor.{slot}" for k, slot in slots(name).items()})
     log.warning("cegppo: loss '%s' with %s, dual clip at %s", name, made.params, dual_clip)
     return made
 
@@ -121,9 +102,9 @@ def policy_loss(
     tally.add_tokens(x, served.weights, served.scale_BT)
     # verl means over ranks what it sums over micro-batches.
     over = float(x.mask_BT.sum()) if given is None or tokens is None else tokens / info.get("dp_size", 1)
-    made = parts(tally, over) | {name: value / over for name, value in served.facts.items()}
+    made = parts(tally, over, given or ()) | {name: value / over for name, value in served.facts.items()}
     made |= {f"ratio/{end}": of.get("ratio", 1.0) for end, of in (("min", tally.least), ("max", tally.greatest))}
-    return served.loss, {f"actor/{name}": value for name, value in known(made).items()}
+    return served.loss, {f"actor/{name}": value for name, value in made.items()}
 
 
 def ours(config: Any) -> bool:

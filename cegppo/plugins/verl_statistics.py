@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
 from ..model.head import token_statistics
-from .verl import STATISTICS, ours
+from .batch import STATISTICS
+from .verl import ours
 
 BLOCK_BYTES = 256 << 20  # of logits in fp32 at a time
 
