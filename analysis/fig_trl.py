@@ -84,31 +84,37 @@ def difference(theirs: pd.Series, ours: pd.Series) -> stats.Triple:
     return mean, mean - half, mean + half
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Each quantity of each algorithm here and in TRL, the difference, and what CE-GPPO does to it
+def compared(found: pd.DataFrame) -> list[tuple[str, str, pd.Series, pd.Series, stats.Triple]]:
+    """(quantity, of what, ours, TRL's, the difference): each algorithm, and what CE-GPPO does to it
     in either, by seed."""
-    rows = []
+    made = []
     for name, of in QUANTITIES.items():
         known = {arm: of(mine) for arm, mine in found.groupby("arm")}
         pairs = {style.look(arm)[0]: (known[arm], known[THEIRS[arm]]) for arm in ARMS}
         effects = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
         pairs["CE-GPPO less GRPO"] = effects[0], effects[1]
-        for what, (ours, theirs) in pairs.items():
-            means = [f"{v.mean():+.3f}" if "less" in what else f"{v.mean():.3f}" for v in (ours, theirs)]
-            shown = evolution.show(difference(theirs, ours), signed=True)
-            rows.append([name, what, *means, shown, f"{len(ours)}, {len(theirs)}"])
+        made += [(name, what, ours, theirs, difference(theirs, ours)) for what, (ours, theirs) in pairs.items()]
+    return made
+
+
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """`compared` as text."""
+    rows = []
+    for name, what, ours, theirs, triple in compared(found):
+        means = [f"{v.mean():+.3f}" if "less" in what else f"{v.mean():.3f}" for v in (ours, theirs)]
+        rows.append([name, what, *means, evolution.show(triple, signed=True), f"{len(ours)}, {len(theirs)}"])
     return pd.DataFrame(rows, columns=["quantity", "arm", "ours", "TRL", "TRL less ours", "runs"])
 
 
 def blocks(results: Path) -> dict[str, str]:
     found = runs(results)
-    shown = table(found)
-    apart = sum("-" not in (text := row.partition("[")[2]) or text.count("-") == 2 for row in shown["TRL less ours"])
+    triples = [triple for *_, triple in compared(found)]
+    apart = sum(low > 0 or high < 0 for _, low, high in triples)
     facts = (
-        f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both. Of"
-        f" {len(shown)} intervals {apart} exclude 0; chance alone would make it {len(shown) * 0.05:.1f}."
+        f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both. Intervals that"
+        f" exclude 0: {apart} of {len(triples)}; chance alone gives {len(triples) * 0.05:.1f}."
     )
-    return {"trl": f"{facts}\n\n{numbers.markdown(shown)}{dealt(found)}"}
+    return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}{dealt(found)}"}
 
 
 def dealt(found: pd.DataFrame) -> str:
