@@ -16,7 +16,7 @@ from . import evolution, load, numbers, stats, style
 REGIME, SWEEP = "coin_updates16", "map/coin_updates16"
 ARMS = ["grpo", "cegppo"]
 THEIRS = {arm: f"trl_{arm}" for arm in ARMS}
-IN_ORDER = "grpo_in_order"  # TRL's GRPO without its shuffling: groups stay together in an update
+SHUFFLED = "grpo_shuffled"  # our GRPO with TRL's way of dealing a rollout's responses to its updates
 PANELS = {
     "entropy/mean": ("Policy entropy", "nats per token"),
     "accuracy/mean": ("Accuracy of what was sampled", "share; the reward is a coin"),
@@ -70,7 +70,7 @@ def draw(results: Path) -> None:
         axis.set_xlabel("rollout")
     style.legend(figure, 4, axes[0][0])
     style.caption(figure, f"{drawn}; moving average over {evolution.WINDOW} rollouts; TRL 1.16.0")
-    print(table(found).to_string(index=False))
+    print(table(found).to_string(index=False), dealt(found))
     print(f"\nfigure: {style.save(figure, results, 'trl')}")
 
 
@@ -84,25 +84,48 @@ def difference(theirs: pd.Series, ours: pd.Series) -> stats.Triple:
     return mean, mean - half, mean + half
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Each quantity of each algorithm here and in TRL, the difference, and what CE-GPPO does to it
+def compared(found: pd.DataFrame) -> list[tuple[str, str, pd.Series, pd.Series, stats.Triple]]:
+    """(quantity, of what, ours, TRL's, the difference): each algorithm, and what CE-GPPO does to it
     in either, by seed."""
-    rows = []
+    made = []
     for name, of in QUANTITIES.items():
         known = {arm: of(mine) for arm, mine in found.groupby("arm")}
         pairs = {style.look(arm)[0]: (known[arm], known[THEIRS[arm]]) for arm in ARMS}
-        if IN_ORDER in known:
-            pairs["GRPO, not shuffled"] = known["grpo"], known[IN_ORDER]
         effects = [stats.paired(known[b], known[a]) for a, b in (ARMS, THEIRS.values())]
         pairs["CE-GPPO less GRPO"] = effects[0], effects[1]
-        for what, (ours, theirs) in pairs.items():
-            means = [f"{v.mean():+.3f}" if "less" in what else f"{v.mean():.3f}" for v in (ours, theirs)]
-            shown = evolution.show(difference(theirs, ours), signed=True)
-            rows.append([name, what, *means, shown, f"{len(ours)}, {len(theirs)}"])
+        made += [(name, what, ours, theirs, difference(theirs, ours)) for what, (ours, theirs) in pairs.items()]
+    return made
+
+
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """`compared` as text."""
+    rows = []
+    for name, what, ours, theirs, triple in compared(found):
+        means = [f"{v.mean():+.3f}" if "less" in what else f"{v.mean():.3f}" for v in (ours, theirs)]
+        rows.append([name, what, *means, evolution.show(triple, signed=True), f"{len(ours)}, {len(theirs)}"])
     return pd.DataFrame(rows, columns=["quantity", "arm", "ours", "TRL", "TRL less ours", "runs"])
 
 
 def blocks(results: Path) -> dict[str, str]:
     found = runs(results)
-    facts = f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both."
-    return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}"}
+    triples = [triple for *_, triple in compared(found)]
+    apart = sum(low > 0 or high < 0 for _, low, high in triples)
+    facts = (
+        f"{found['step'].max()} rollouts; 95 % t intervals over runs, with one variance for both. Intervals that"
+        f" exclude 0: {apart} of {len(triples)}; chance alone gives {len(triples) * 0.05:.1f}."
+    )
+    return {"trl": f"{facts}\n\n{numbers.markdown(table(found))}{dealt(found)}"}
+
+
+def dealt(found: pd.DataFrame) -> str:
+    """What TRL's way of dealing responses to updates does to our GRPO, as text; "" where no run has
+    it."""
+    if SHUFFLED not in set(found["arm"]):
+        return ""
+    said = []
+    for name in ("entropy, whole run", "outside, low, %", "outside, high, %"):
+        mixed, ours = (QUANTITIES[name](found[found["arm"] == arm]) for arm in (SHUFFLED, "grpo"))
+        said.append(f"{name.removesuffix(', %')} {evolution.show(difference(mixed, ours), signed=True)}")
+    count = found[found["arm"] == SHUFFLED]["seed"].nunique()
+    head = f"Our GRPO with responses shuffled over the updates as TRL does, seeds: {count}, less in order"
+    return f"\n\n{head}: {'; '.join(said)}."

@@ -202,12 +202,14 @@ def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     # last value of each column counts.
     log = log.groupby("step", as_index=False).last()
     columns, tests = spec["columns"], spec.get("evaluations", {})
-    for theirs in (*columns.values(), *tests.values()):
+    made = {name: made if isinstance(made, dict) else {"of": made} for name, made in columns.items()}
+    for theirs in (*(made[name][key] for name in made for key in ("of", "over") if key in made[name]), *tests.values()):
         if theirs not in log:
             raise Unreadable(f"{path}: {', '.join(files)} has no '{theirs}'{nearest(str(theirs), log.columns)}")
-    metrics = pd.DataFrame({"step": log["step"], **{ours: log[theirs] for ours, theirs in columns.items()}})
+    metrics = pd.DataFrame({"step": log["step"], **{name: _column(log, **made[name]) for name in made}})
+    of = lambda key, name: spec[key][name] if isinstance(spec[key], dict) else spec[key]
     accuracy = [
-        {"step": step, "benchmark": name, "n": spec["n"], "k": spec["k"], "correct": None, "accuracy": value}
+        {"step": step, "benchmark": name, "n": of("n", name), "k": of("k", name), "correct": None, "accuracy": value}
         for name, theirs in tests.items()
         for step, value in zip(log["step"], log[theirs])
         if pd.notna(value)
@@ -217,14 +219,22 @@ def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     )
 
 
+def _column(log: pd.DataFrame, of: str, over: str | None = None, times: float = 1) -> pd.Series:
+    """A column of a log, or its quotient by another (NaN where that is 0), times a number."""
+    if over is None:
+        return log[of] * times if times != 1 else log[of]
+    below = pd.to_numeric(log[over])
+    return pd.to_numeric(log[of]) * times / below.where(below != 0)
+
+
 def _column_map(path: Path) -> dict:
     kinds: dict[str, type | tuple[type, ...]] = {
         "format": str,
         "file": (str, list),
         "columns": dict,
         "evaluations": dict,
-        "k": int,
-        "n": int,
+        "k": (int, dict),
+        "n": (int, dict),
     }
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -240,6 +250,12 @@ def _column_map(path: Path) -> dict:
     for key in ("format", "file", "columns", *(("k", "n") if "evaluations" in spec else ())):
         if key not in spec:
             raise Unreadable(f"{path}: '{key}' is missing")
+    for name, made in spec["columns"].items():
+        if isinstance(made, dict) and not ("of" in made and made.keys() <= {"of", "over", "times"}):
+            raise Unreadable(f"{path}: columns: {name}: takes a column, or {{of: …, over: …, times: …}}, not {made!r}")
+    for key in ("k", "n"):
+        if isinstance(spec.get(key), dict) and spec[key].keys() != spec.get("evaluations", {}).keys():
+            raise Unreadable(f"{path}: '{key}' names other benchmarks than 'evaluations'")
     if spec["format"] not in READERS:
         raise Unreadable(f"{path}: unknown format '{spec['format']}'{nearest(spec['format'], READERS)}")
     return spec

@@ -11,27 +11,25 @@ rollout; a run that is there is not repeated. A minute a run on an idle core.
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
 
 import common  # noqa: F401 — sets threads and paths
+import numpy as np
 import pandas as pd
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
-from trl.trainer import grpo_trainer
 
 from cegppo import config
-from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer
 from cegppo.problems import testbed
 from cegppo.problems.data import PromptStream, benchmarks
 from cegppo.problems.reward import grade
+from cegppo.trainer import Trainer
 from cegppo.types import Rollout, Verdict
 
 ROLLOUTS = 30
 ARMS = {"grpo": {"loss": "ppo_clip"}, "cegppo": {"loss": "cegppo", "beta1": 0.5, "beta2": 1.0}}
-IN_ORDER = "grpo_in_order"  # without TRL's shuffling of a rollout: groups stay together in an update, as ours
-ARMS[IN_ORDER] = ARMS["grpo"]
+SHUFFLED = "grpo_shuffled"  # ours, with TRL's way of dealing a rollout's responses to its updates
 TABLE = Path(__file__).resolve().parent.parent / "results" / "trl" / "runs.csv"
 COLUMNS = [
     "entropy/mean",
@@ -47,6 +45,8 @@ COLUMNS = [
 
 def run(c: config.Config, arm: str) -> list[dict]:
     """A row a rollout of a run of TRL under configuration `c`."""
+    from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer
+
     folder = testbed.base_model(c.testbed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = {p.text for prompts in benchmarks(c.eval, c.data, tokenizer).values() for p in prompts}
@@ -85,8 +85,7 @@ def run(c: config.Config, arm: str) -> list[dict]:
         data = Dataset.from_list([{"prompt": p.text, "number": n} for n, p in enumerate(prompts)])
         trainer = CEGPPOTrainer(str(folder), reward, arguments, train_dataset=data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
-        with patch.object(grpo_trainer, "shuffle_sequence_dict", dict) if arm == IN_ORDER else nullcontext():
-            trainer.train()
+        trainer.train()
     log = [row for row in trainer.state.log_history if "entropy/mean" in row]
     names = {"length/mean": "completions/mean_length", "grad/norm": "grad_norm"}
     return [
@@ -95,16 +94,26 @@ def run(c: config.Config, arm: str) -> list[dict]:
     ]
 
 
+def shuffled(c: config.Config) -> list[dict]:
+    """A row a rollout of a run of ours whose updates get a rollout's responses at random, and not
+    group by group."""
+    trainer, rng = Trainer(c), np.random.default_rng(c.seed)
+    in_order = trainer.mini_batches
+    trainer.mini_batches = lambda x: in_order(x.rows(torch.from_numpy(rng.permutation(len(x)))))
+    steps = [trainer.run_step() for _ in range(ROLLOUTS)]
+    return [{"step": n, **{name: row[name] for name in COLUMNS}} for n, row in enumerate(steps, 1)]
+
+
 def main(experiment: str, arms: str, *seeds: str) -> None:
     for seed in map(int, seeds or (1, 2, 3)):
         for arm in arms.split(","):
-            c, _ = config.load(Path(experiment), [f"seed={seed}"])
+            c, _ = config.load(Path(experiment), [f"seed={seed}", "method=grpo", "diagnostics.every=0"])
             key = {"experiment": c.experiment, "arm": arm, "seed": seed}
             before = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=list(key))
             if (before[list(key)] == pd.Series(key)).all(axis=1).any():
                 continue
             start = time.perf_counter()
-            made = pd.DataFrame([{**key, **row} for row in run(c, arm)])
+            made = pd.DataFrame([{**key, **row} for row in (shuffled(c) if arm == SHUFFLED else run(c, arm))])
             TABLE.parent.mkdir(exist_ok=True)
             pd.concat([before, made] if len(before) else [made]).to_csv(TABLE, index=False, float_format="%.6g")
             print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)

@@ -75,7 +75,7 @@ class Screen:
     def step(self, step: int, m: dict[str, float], elapsed: float) -> None:
         left = elapsed / step * (self.steps - step)
         numbers = (
-            f"acc {m['accuracy/mean']:.3f}  H {m.get('entropy/mean', MISSING):.3f}  "
+            f"acc {m.get('accuracy/mean', MISSING):.3f}  H {m.get('entropy/mean', MISSING):.3f}  "
             f"clip {m.get('clip/low', MISSING):.2%}/{m.get('clip/high', MISSING):.2%}  "
             f"{m['tokens/total'] / m['time/step']:.0f} tok/s  {left:.0f} s left"
         )
@@ -131,17 +131,23 @@ class SweepScreen:
         if not m:
             return ""
         entropy = m.get("entropy/mean", MISSING)
-        return f"step {progress(m['step'], run.config.steps)}  acc {m['accuracy/mean']:.3f}  H {entropy:.3f}"
+        return (
+            f"step {progress(m['step'], run.config.steps)}  acc {m.get('accuracy/mean', MISSING):.3f}  H {entropy:.3f}"
+        )
 
     def _table(self, states: list[tuple[Any, str]]) -> Table:
         table = Table("arm", "seed", "state", "step", "accuracy", "entropy", "left")
         for run, state in states:
             m = run.last_metrics() if state != "waiting" else {}
             if m:
-                left = f"{m['time/step'] * (run.config.steps - m['step']):.0f} s" if state == "running" else ""
+                left = (
+                    f"{m.get('time/step', MISSING) * (run.config.steps - m['step']):.0f} s"
+                    if state == "running"
+                    else ""
+                )
                 numbers = [
                     progress(m["step"], run.config.steps),
-                    f"{m['accuracy/mean']:.3f}",
+                    f"{m.get('accuracy/mean', MISSING):.3f}",
                     f"{m.get('entropy/mean', MISSING):.3f}",
                     left,
                 ]

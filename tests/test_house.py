@@ -22,16 +22,17 @@ types knobs losses.* objective controllers controllers.adaptive_bonus controller
 controllers.entrocraft controllers.entropic controllers.oscillating controllers.polarity controllers.positive_weight
 controllers.repo_r controllers.stare explore explore.aepo explore.improper explore.oger explore.uec_rl
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-plugins plugins.batch
+plugins plugins.batch plugins.verl_names plugins.verl plugins.verl_entry
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again record.mirror
 record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories problems.teachers advantage
-model.parallel model.head model.attention model.policy model.gguf model.critic model.optimizer model.memory
+model.parallel model.head plugins.verl_statistics model.attention model.policy model.gguf model.critic model.optimizer
+model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer curves train sweep.launch sweep.grid sweep.search sweep.estimate
+checkpoint evaluate update metrics trainer curves train sweep.launch sweep.verl sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
 """.split()

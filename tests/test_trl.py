@@ -24,7 +24,7 @@ from cegppo.plugins.trl import AGGREGATES, CEGPPOConfig, CEGPPOTrainer
 from cegppo.plugins.trl_record import RunFolder
 from cegppo.types import BadInput
 
-from .trl_batch import ROWS, inputs, loss_and_gradient, ours, rows, trainer
+from .trl_batch import ROWS, Seen, inputs, loss_and_gradient, our_updates, ours, rows, trainer
 from .trl_processes import measured
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,6 +133,24 @@ def test_a_training_with_ppo_clip_is_trls_training(tiny_model, tmp_path):
     line = mine.state.log_history[-2]
     assert line["loss/policy"] == pytest.approx(line["loss"], abs=1e-6)
     assert theirs.state.log_history[-2].keys() <= line.keys() and line["clip/low"] + line["clip/high"] > 0
+
+
+def test_the_updates_of_a_rollout_end_where_ours_do(tiny_model, tmp_path):
+    """Old log-probabilities, loss, gradient clipping, AdamW and metrics of a whole rollout, from
+    the same responses dealt to the updates in the same order: what is left to differ is what is
+    sampled and how it is dealt."""
+    seen = Seen()
+    t = trainer(tiny_model, tmp_path, callbacks=[seen], max_steps=4, learning_rate=3e-3, **WHOLE)
+    start = [p.detach().clone() for p in t.model.parameters()]
+    t.train()
+    assert len(seen.dealt) == 4 and sorted(torch.cat(seen.dealt).tolist()) == list(range(16))
+    weights, metrics = our_updates(tiny_model, seen, t.objective, 3e-3)
+    flat = lambda tensors: torch.cat([v.detach().flatten() for v in tensors])
+    moved = (flat(weights) - flat(start)).norm()
+    assert (flat(weights) - flat(t.model.parameters())).norm() < 1e-3 * moved and moved > 0.1
+    line = next(row for row in t.state.log_history if "clip/low" in row)
+    assert {k: line[k] for k in metrics} == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+    assert metrics["clip/low"] > 0 < metrics["clip/high"]
 
 
 def test_evaluation_and_one_update_a_rollout(tiny_model, tmp_path):

@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from cegppo.config import Model
+from cegppo.config import Model, Update
 from cegppo.instrument.tally import Tally
+from cegppo.model.optimizer import adamw
 from cegppo.model.policy import load_policy
 from cegppo.objective import Objective
-from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer
+from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer, Watcher
 from cegppo.types import Prompt, Rollout, TokenBatch
 from cegppo.update import update
 
@@ -88,17 +89,50 @@ def rows(batch: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
     return {name: value[begin:end] if value.dim() else value for name, value in batch.items()}
 
 
-def ours(model: Path, batch: dict[str, Any], objective: Objective) -> tuple[float, list[Tensor], dict[str, float]]:
-    """(loss, gradient, metrics) of one update of ours of the same tokens."""
-    policy = load_policy(str(model), Model(path=str(model), device="cpu"), 1.0, 16384)
+def as_rollouts(batch: dict[str, Any], old: bool) -> list[Rollout]:
+    """TRL's responses as ours, with their old log-probabilities or without."""
     picked = lambda kind, b, values: tuple(values[b][batch[f"{kind}_mask"][b].bool()].tolist())
     rollouts = []
     for b in range(len(batch["prompt_ids"])):
         prompt = Prompt(str(b), "", "", picked("prompt", b, batch["prompt_ids"]), "")
         token_ids = picked("completion", b, batch["completion_ids"])
-        old = picked("completion", b, batch["old_per_token_logps"])
-        rollouts.append(Rollout(prompt, 0, token_ids, (0.0,) * len(token_ids), "", "", old_logprobs=old))
-    x: TokenBatch = policy.collate(rollouts, batch["advantages"].numpy(), np.zeros(ROWS), np.zeros(ROWS))
+        brought = picked("completion", b, batch["old_per_token_logps"]) if old else None
+        rollouts.append(Rollout(prompt, 0, token_ids, (0.0,) * len(token_ids), "", "", old_logprobs=brought))
+    return rollouts
+
+
+class Seen(Watcher):
+    """Remembers the last rollout, and which of its responses each update had."""
+
+    def __init__(self) -> None:
+        self.output: dict[str, Any] = {}
+        self.dealt: list[Tensor] = []
+
+    def rollout(self, trainer: CEGPPOTrainer, rows: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        self.output, self.dealt = dict(output), []
+
+    def update(self, number: int, row_B: Tensor, *_: Any) -> None:
+        assert number == len(self.dealt)
+        self.dealt.append(row_B.clone())
+
+
+def our_updates(model: Path, seen: Seen, objective: Objective, lr: float) -> tuple[list[Tensor], dict[str, float]]:
+    """(weights, metrics) after our updates of the same responses in the same order, from
+    `model`."""
+    policy = load_policy(str(model), Model(path=str(model), device="cpu"), 1.0, 16384)
+    none = np.zeros(len(seen.output["row"]))
+    x = policy.collate(as_rollouts(seen.output, old=False), seen.output["advantages"].numpy(), none, none)
+    optimizer, tally = adamw(policy.model.parameters(), lr, Update()), Tally()
+    for row_B in seen.dealt:
+        update(policy, optimizer, x.rows(row_B), objective, tally, grad_clip=1.0)
+    return [p.detach() for p in policy.model.parameters()], tally.metrics(len(seen.dealt))
+
+
+def ours(model: Path, batch: dict[str, Any], objective: Objective) -> tuple[float, list[Tensor], dict[str, float]]:
+    """(loss, gradient, metrics) of one update of ours of the same tokens."""
+    policy = load_policy(str(model), Model(path=str(model), device="cpu"), 1.0, 16384)
+    none = np.zeros(ROWS)
+    x: TokenBatch = policy.collate(as_rollouts(batch, old=True), batch["advantages"].numpy(), none, none)
     x = x.but(old_entropy_BT=batch["old_entropies"][:, : x.mask_BT.shape[1]])
     tally = Tally()
     update(policy, torch.optim.SGD(policy.model.parameters(), lr=0.0), x, objective, tally)

@@ -14,7 +14,7 @@ What a trainer does not give is NaN here, and so is every metric made of it. A t
 tokens hands them over as one row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any
@@ -31,9 +31,16 @@ from ..objective import Objective, Terms, Weights, kl_penalty, weigh
 from ..types import BadInput, TokenBatch
 
 
-def load(trainer: str, name: str, knobs: Mapping[str, Any], dual_clip: float = 0.0) -> Objective:
+def load(
+    trainer: str,
+    name: str,
+    knobs: Mapping[str, Any],
+    dual_clip: float = 0.0,
+    called: Mapping[str, str] | None = None,
+) -> Objective:
     """Loss `name` with its `knobs` (the others have their defaults). Raises BadInput, which names
-    the `trainer`, for an unknown loss or knob and for a value beyond its limits."""
+    the `trainer`, for an unknown loss or knob and for a value beyond its limits; `called` says what
+    the trainer calls a knob."""
     if name not in losses.names():
         raise BadInput(f"{trainer}: unknown loss '{name}'{nearest(name, losses.names())}")
     module = losses.load(name)
@@ -45,7 +52,7 @@ def load(trainer: str, name: str, knobs: Mapping[str, Any], dual_clip: float = 0
         if isinstance(value, list):
             raise BadInput(f"{trainer}: {key} takes one value here, and no schedule: the trainer tells no step")
         if problem := misfit(value, known[key]):
-            raise BadInput(f"{trainer}: {key} {problem}")
+            raise BadInput(f"{trainer}: {(called or {}).get(key, key)} {problem}")
     return Objective(module, module.Params(**knobs), Terms(dual_clip=dual_clip))
 
 
@@ -174,13 +181,37 @@ def known(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if isfinite(value)}
 
 
-def parts(tally: Tally, tokens: float) -> dict[str, float]:
+# The columns of a Tally, and the statistics that each is made of besides log-probabilities.
+STATISTICS = ("entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
+_COLUMNS = {
+    "tokens": (), "prob": (), "kl_k1": (), "kl_k3": (),
+    "entropy": STATISTICS[:1], "q": STATISTICS[:1], "idle_entropy": STATISTICS[:1], "covariance": STATISTICS[:1],
+    "gradient": STATISTICS[1:2], "dentropy": STATISTICS, "lever": STATISTICS,
+}  # fmt: skip
+# Aggregated as the loss is; the others are counted, and divided by the tokens.
+_WITH_SCALE = ("gradient", "dentropy", "lever", "covariance")
+# Names of `parts`, and the column that each sums: over all tokens, those of a class, of a side.
+_OF_ALL = {
+    "part/entropy": "entropy", "entropy/q_mean": "q", "part/entropy_no_gradient": "idle_entropy",
+    "part/grad": "gradient", "dentropy/predicted": "dentropy", "dentropy/covariance": "covariance",
+    "kl/old_k1": "kl_k1", "kl/old_k3": "kl_k3",
+}  # fmt: skip
+_OF_CLASS = {
+    "tokens/": "tokens", "part/entropy_": "entropy", "part/grad_": "gradient", "dentropy/predicted_": "dentropy",
+}  # fmt: skip
+_OF_SIDE = {
+    "clip/": "tokens", "part/prob_": "prob", "part/q_": "q", "part/grad_clip_": "gradient",
+    "dentropy/predicted_clip_": "dentropy", "lever/": "lever",
+}  # fmt: skip
+
+
+def parts(tally: Tally, tokens: float, given: Collection[str] = STATISTICS) -> dict[str, float]:
     """What adds up over micro-batches and ranks, for a trainer that can only add scalars: the same
     names whatever the tokens are.
 
-    `tally` holds one micro-batch, and `tokens` counts the response tokens of its whole mini-batch
-    on all ranks. A name of docs/metrics.md is that metric, of one update; `part/<name>` is what the
-    others are quotients of:
+    `tally` holds one micro-batch, `tokens` counts the response tokens of its whole mini-batch on
+    all ranks, and `given` are the STATISTICS that the trainer has. A name of docs/metrics.md is
+    that metric, of one update; `part/<name>` is what the others are quotients of:
 
         entropy/<class>           part/entropy_<class> / tokens/<class>
         clip/prob_<side>          part/prob_<side> / clip/<side>
@@ -189,35 +220,17 @@ def parts(tally: Tally, tokens: float) -> dict[str, float]:
         entropy/share_no_gradient part/entropy_no_gradient / part/entropy
     """
     none = np.zeros((len(CLASSES), len(SIDES)))
-    sums = {name: tally.sums.get(name, none) for name in COLUMNS}
-    mean = {name: value / tokens for name, value in sums.items()}
-    made = {
-        "tokens/zero_advantage": mean["tokens"][0].sum(),
-        "part/entropy": mean["entropy"].sum(),
-        "entropy/q_mean": mean["q"].sum(),
-        "part/entropy_no_gradient": mean["idle_entropy"].sum(),
-        "part/grad": sums["gradient"].sum(),
-        "dentropy/predicted": sums["dentropy"].sum(),
-        "dentropy/covariance": sums["covariance"].sum(),
-        "kl/old_k1": mean["kl_k1"].sum(),
-        "kl/old_k3": mean["kl_k3"].sum(),
+    cells = {
+        name: tally.sums.get(name, none) / (1 if name in _WITH_SCALE else tokens)
+        for name, needed in _COLUMNS.items()
+        if set(needed) <= set(given)
     }
+    outside = cells["tokens"][:, 1:].sum(1)
+    made = {"tokens/zero_advantage": cells["tokens"][0].sum()}
+    made |= {name: cells[column].sum() for name, column in _OF_ALL.items() if column in cells}
     for c, name in enumerate(CLASSES[1:], 1):
-        made[f"tokens/{name}"] = mean["tokens"][c].sum()
-        made[f"clip/{name}"] = mean["tokens"][c, 1:].sum()
-        made[f"part/entropy_{name}"] = mean["entropy"][c].sum()
-        made[f"part/grad_{name}"] = sums["gradient"][c].sum()
-        made[f"dentropy/predicted_{name}"] = sums["dentropy"][c].sum()
+        made[f"clip/{name}"] = outside[c]
+        made |= {begin + name: cells[column][c].sum() for begin, column in _OF_CLASS.items() if column in cells}
     for s, name in enumerate(SIDES[1:], 1):
-        made[f"clip/{name}"] = mean["tokens"][:, s].sum()
-        made[f"part/prob_{name}"] = mean["prob"][:, s].sum()
-        made[f"part/q_{name}"] = mean["q"][:, s].sum()
-        made[f"part/grad_clip_{name}"] = sums["gradient"][:, s].sum()
-        made[f"dentropy/predicted_clip_{name}"] = sums["dentropy"][:, s].sum()
-        made[f"lever/{name}"] = sums["lever"][:, s].sum()
+        made |= {begin + name: cells[column][:, s].sum() for begin, column in _OF_SIDE.items() if column in cells}
     return {name: float(value) for name, value in made.items()}
-
-
-COLUMNS = (
-    "tokens", "entropy", "prob", "gradient", "dentropy", "lever", "q", "idle_entropy", "covariance", "kl_k1", "kl_k3",
-)  # fmt: skip

@@ -20,7 +20,7 @@ def plan(path: str, overrides: list[str]) -> str:
         return "\n".join([search.plan(described), _search_time(described)])
     sweep = grid.expand(described)
     states = [(run, run.finished()) for run in sweep.runs]
-    lines = [f"{'finished' if done else 'to run':<9} {r.folder}  {' '.join(r.overrides)}" for r, done in states]
+    lines = [f"{'finished' if done else 'to run':<9} {r.folder}  {r.plan()}" for r, done in states]
     todo = [(run.config, run.config.steps - run.last_metrics().get("step", 0)) for run, done in states if not done]
     sweeps = list(dict.fromkeys((sweep.name, *sweep.takes_from, sweep.runs[0].experiment.stem)))
     return "\n".join([*lines, estimate.text(todo, sweeps, sweep.workers)])

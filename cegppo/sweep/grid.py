@@ -10,6 +10,7 @@ A sweep file:
     common: {steps: 80}                       # for every arm
     takes_from: [algorithms]                  # a finished same run there is not repeated
     launcher: local                           # local | ray | ray://host:port | slurm
+    runner: verl                              # trained by verl; `verl:` as verl.py says
     gpus: 8                                   # a run, by torchrun; default: one if there is any
     slurm: {slurm_partition: gpu}             # parameters of submitit (timeout_min, mem_gb, …)
     arms:
@@ -23,7 +24,9 @@ stands above `common`, the command line above both.
 adds to its `common`.
 """
 
+import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -50,14 +53,16 @@ from ..record.files import as_page, write_whole
 from ..record.read import read_config, read_meta, read_metrics, run_folders, source
 from ..record.run import refuse_other_run
 from ..types import BadInput
-from . import launch
+from . import launch, verl
 
 KEYS = {
     "experiment": str, "varies": list, "seeds": list, "workers": int, "common": dict, "takes_from": list, "arms": dict,
     "launcher": str, "gpus": int, "slurm": dict, "search": str, "space": dict, "objective": dict, "trials": int,
+    "runner": str, "verl": dict,
 }  # fmt: skip
 OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from"), ("search", "space", "objective", "trials")
 OF_THE_SWEEP = ("workers", "seeds", "launcher", "gpus", "slurm", "search", "trials")  # keys that `sweep.KEY=…` may set
+RUNNERS = ("own", "verl")
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 
 
@@ -84,9 +89,19 @@ class Run:
         )
         return [sys.executable, *ranks, str(RUN), "train", str(self.experiment), *self.overrides]
 
+    def plan(self) -> str:
+        """What a dry run says of it."""
+        return " ".join(self.overrides)
+
     def last_metrics(self) -> dict[str, Any]:
         rows = read_metrics(self.folder)
         return rows[-1] if rows else {}
+
+    def refuse_other_run(self) -> None:
+        """Raises BadInput when its folder holds a run of another configuration."""
+        # A finished run of another configuration is not the run that was asked for.
+        if not self.finished() or self.config.identity() != read_config(self.folder).identity():
+            refuse_other_run(self.folder, self.config)
 
     def finished(self) -> bool:
         """Ended, with at least the steps asked for now. Raises BadInput when the run that stands
@@ -96,6 +111,28 @@ class Run:
             return False
         source(self.folder)
         return True
+
+
+@dataclass(frozen=True)
+class VerlRun(Run):
+    """One that verl trains."""
+
+    settings: dict[str, Any] = field(default_factory=dict)  # `verl:` of the sweep file
+    gpus: int = 0  # of each machine
+
+    def command(self, gpus: int | None) -> list[str]:
+        own = [json.dumps(self.settings), str(self.gpus), str(self.experiment), *self.overrides]
+        return [sys.executable, "-m", verl.__name__, *own]
+
+    def plan(self) -> str:
+        log = self.folder / f"verl.{len(verl.logs(self.folder))}.jsonl"
+        return shlex.join(verl.command(self.config, self.settings, self.gpus, log))
+
+    def last_metrics(self) -> dict[str, Any]:
+        return verl.last_metrics(self.folder, self.config)
+
+    def refuse_other_run(self) -> None:
+        verl.refuse_other_run(self.folder, self.config)
 
 
 @dataclass(frozen=True)
@@ -133,10 +170,18 @@ class Description:
             (str(self.path), {"experiment": self.name, "arm": str(arm), "seed": seed}),
         )
         config, origin = load_config(experiment, self.overrides, layers)
-        return Run(str(arm), seed, experiment, _decided(config, origin, layers), config)
+        run = (str(arm), seed, experiment, _decided(config, origin, layers), config)
+        if self.tree.get("runner", "own") == "own":
+            return Run(*run)
+        made = VerlRun(*run, self.tree["verl"], self.tree["gpus"])
+        made.plan()  # what verl cannot do is said before anything runs
+        return made
 
     def sweep(self, runs: list[Run]) -> Sweep:
         tree = self.tree
+        gpus = tree.get("gpus")
+        if tree.get("runner") == "verl" and len(launch.visible_gpus()) < tree["gpus"]:
+            gpus = 0  # they are a Ray cluster's, which verl asks
         taken = [str(name) for name in tree.get("takes_from", [])]
         return Sweep(
             self.name,
@@ -144,7 +189,7 @@ class Description:
             tree.get("workers", 1),
             taken,
             tree.get("launcher", "local"),
-            tree.get("gpus"),
+            gpus,
             tree.get("slurm", {}),
         )
 
@@ -186,6 +231,13 @@ def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
     for name in tree.get("takes_from", []):  # a reference is <sweep>/<arm>/seed<k> under the same root
         if not isinstance(name, str) or len(Path(name).parts) != 1:
             raise BadInput(f"{path}: takes_from names sweeps, folders right under results, not {name!r}")
+    if tree.get("runner", "own") not in RUNNERS:
+        raise BadInput(f"{path}: unknown runner '{tree['runner']}'{nearest(tree['runner'], RUNNERS)}")
+    if tree.get("runner") == "verl":
+        tree["verl"] = flatten(tree.get("verl", {}))
+        verl.check(path, tree)
+    elif "verl" in tree:
+        raise BadInput(f"{path}: 'verl' is for runner: verl")
     where = tree.get("launcher", "local")
     if where not in launch.NAMES and not where.startswith("ray://"):
         raise BadInput(f"{path}: unknown launcher '{where}'{nearest(where, launch.NAMES)}")
@@ -209,9 +261,8 @@ def expand(d: Description) -> Sweep:
         if any(run.folder == other.folder for other in runs[:n]):
             raise BadInput(f"{path}: two runs would write to {run.folder}")
     _refuse_other_differences(path, runs, tree["varies"])
-    for run in runs:  # a finished run of another configuration is not the run that was asked for
-        if not run.finished() or run.config.identity() != read_config(run.folder).identity():
-            refuse_other_run(run.folder, run.config)
+    for run in runs:
+        run.refuse_other_run()
     return d.sweep(runs)
 
 

@@ -87,7 +87,7 @@ class Local:
             # A session of its own: Ctrl-C reaches this process, which passes it on once.
             return LocalJob(
                 subprocess.Popen(
-                    command, stdout=output, stderr=output, env=mine, start_new_session=True, preexec_fn=_in_the_child
+                    command, stdout=output, stderr=output, env=mine, start_new_session=True, preexec_fn=in_the_child
                 )
             )
 
@@ -106,7 +106,7 @@ class LocalJob:
         self._process.kill()
 
 
-def _in_the_child() -> None:
+def in_the_child() -> None:
     """A sweep that is killed takes its runs along, so that the same command can continue them at
     once; and Ctrl-C reaches a run even if the process that starts it ignores it, as Ray's workers
     do."""
@@ -123,7 +123,7 @@ def execute(command: list[str], folder: str, working_folder: str) -> int:
         return 130
     with open(Path(folder, "output.txt"), "ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=working_folder, env=environment(), preexec_fn=_in_the_child
+            command, stdout=output, stderr=output, cwd=working_folder, env=environment(), preexec_fn=in_the_child
         )
     asked = False
     while process.poll() is None:
