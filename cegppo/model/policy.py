@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ class Policy:
         pass of its own."""
         made_BT = torch.zeros_like(x.mask_BT)
         for index, micro in self.micro_batches(x):
-            value_N = parallel.inside(self.model, lambda rows=micro: self._proxy(rows, least))[0]  # type: ignore[misc]
+            (value_N,) = parallel.inside(self.model, partial(self._proxy, micro, least))
             made_BT[index, : micro.mask_BT.shape[1]] += scatter(value_N, micro.mask_BT)
         return ranks.total(made_BT)
 
