@@ -320,6 +320,12 @@ def setting(folder: Path, key: str) -> Any:
     return value
 
 
+def token_records(folder: Path) -> dict[int, Path]:
+    """The token records of the run in `folder` by step; {} where none are kept."""
+    files = (folder / "tokens").glob("step*.parquet")
+    return {int(path.stem[4:]): path for path in sorted(files) if path.stem[4:].isdecimal()}
+
+
 def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     """The token record of `step`, or the earliest, of the run in `folder`: a row a token
     (docs/metrics.md has the columns)."""
