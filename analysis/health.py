@@ -21,7 +21,7 @@ TRUNCATED = 0.05  # share of answers cut at the token limit
 UNANSWERED = 0.2  # share of answers without a final answer
 EMPTY = 0.3  # share of a ledger's updates in which no token had an advantage
 KL = 0.05  # nats between old policy and new within a step: the updates have left where the batch was sampled
-RATIO = 10.0
+RATIO = 100.0  # where A < 0 a few tokens of ten are common
 SPIKE = 20.0  # times the median gradient norm
 FELL = 0.02  # accuracy lost on the benchmarks
 

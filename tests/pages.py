@@ -51,6 +51,12 @@ def write_tokens(folder: Path, step: int, frame: pd.DataFrame) -> None:
     frame.to_parquet(folder / "tokens" / f"step{step:06}.parquet")
 
 
+def data_of(page: Path) -> dict:
+    """What a page shows, as its script reads it."""
+    _, _, rest = page.read_text().partition('<script type="application/json" id="data">')
+    return json.loads(rest.partition("</script>")[0])
+
+
 def _step(step: int, steps: int, rng: np.random.Generator) -> dict:
     shares = {f"{head}{key}": float(rng.random()) for head in ("tokens/", "grad/share_", "clip/") for key in CLASSES}
     noise = lambda value: float(value * rng.uniform(0.9, 1.1))

@@ -41,19 +41,20 @@ const Curves = (data, { markAt, onStep }) => {
   // uPlot's data and series of a panel: raw lines, then for each line its mean and, where there is one, its band.
   const built = (panel) => {
     const lines = linesOf(panel), rows = [x], series = [{}], bands = [], means = [];
+    const raw = lines.reduce((sum, line) => sum + line.members.length, 0);
     for (const line of lines) {
       const colour = onPaper(line.colour), single = line.members.length === 1;
       if (single || state.seeds) {
         for (const member of line.members) {
           const few = member.reduce((sum, value) => sum + !Number.isNaN(value), 0) < x.length / 2 || x.length < 40;
           rows.push(gaps(member));
-          series.push({ stroke: colour, width: 1, alpha: single ? 0.55 : Math.max(0.18, 0.6 / Math.sqrt(line.members.length)), spanGaps: true,
+          series.push({ stroke: colour, width: 1, alpha: sweep ? Math.max(0.1, 0.7 / Math.sqrt(raw)) : 0.55, spanGaps: true,
             points: { show: single && few, size: 4, fill: colour } });
         }
       }
       const made = summary(line.members, panel.raw ? 1 : state.window);
       rows.push(made.mean);
-      means.push({ index: rows.length - 1, line, colour });
+      means.push({ index: rows.length - 1, line });
       series.push({ stroke: colour, width: 2.2, dash: line.dash, spanGaps: true, points: { show: false } });
       if (made.band) {
         rows.push(made.high, made.low);
@@ -72,13 +73,10 @@ const Curves = (data, { markAt, onStep }) => {
       "aria-label": `${panel.title}: ${means.map((m) => m.line.label || panel.title).join(", ")}. Arrow keys move the cursor.` });
     const read = (u) => {
       const i = u.cursor.idx;
-      const parts = means.map(({ index, line, colour }) => {
+      const parts = means.map(({ index, line }) => {
         let value = i === null || i === undefined ? null : chart.rows[index][i];
         for (let n = i; value === null && n > 0; n--) value = chart.rows[index][n - 1];  // a sparse metric: the last that was recorded
-        const swatch = el("i", { class: "swatch" });
-        swatch.style.borderTopColor = colour;
-        if (line.dash.length) swatch.style.borderTopStyle = "dashed";
-        return el("span", {}, swatch, `${line.label || ""} `, el("b", {}, i === null || i === undefined ? "" : show(value, 4)));
+        return el("span", {}, coloured(el("i", { class: "swatch" }), line), `${line.label || ""} `, el("b", {}, i === null || i === undefined ? "" : show(value, 4)));
       });
       fill(readout, i === null || i === undefined ? null : el("span", {}, "step ", el("b", {}, String(x[i]))), ...parts);
     };
@@ -126,7 +124,14 @@ const Curves = (data, { markAt, onStep }) => {
     redraw();
   };
 
+  const coloured = (swatch, { colour, dash }) => {
+    swatch.style.borderTopColor = onPaper(colour);
+    swatch.style.borderTopStyle = dash.length ? "dashed" : "solid";
+    return swatch;
+  };
+
   const redraw = () => {
+    at("arms").querySelectorAll(".swatch").forEach((swatch, n) => coloured(swatch, data.arms[n]));
     for (const { u } of charts) {
       sync.unsub(u);
       u.destroy();
@@ -178,16 +183,11 @@ const Curves = (data, { markAt, onStep }) => {
     });
     fill(at("tabulate"), el("option", { value: "" }, "none"), ...data.panels.map((panel, n) => el("option", { value: n }, panel.title)));
     at("tabulate").addEventListener("change", (event) => tabulate(event.target.value === "" ? null : data.panels[Number(event.target.value)]));
-    fill(at("arms"), ...(data.arms || []).map((arm) => {
-      const swatch = el("i", { class: "swatch" });
-      swatch.style.borderTopColor = arm.colour;
-      if (arm.dash.length) swatch.style.borderTopStyle = "dashed";
-      return el("button", { type: "button", "aria-pressed": "true", onclick: (event) => {
-        state.arms.has(arm.arm) ? state.arms.delete(arm.arm) : state.arms.add(arm.arm);
-        event.currentTarget.setAttribute("aria-pressed", String(state.arms.has(arm.arm)));
-        redraw();
-      } }, swatch, arm.label);
-    }));
+    fill(at("arms"), ...(data.arms || []).map((arm) => el("button", { type: "button", "aria-pressed": "true", onclick: (event) => {
+      state.arms.has(arm.arm) ? state.arms.delete(arm.arm) : state.arms.add(arm.arm);
+      event.currentTarget.setAttribute("aria-pressed", String(state.arms.has(arm.arm)));
+      redraw();
+    } }, el("i", { class: "swatch" }), arm.label)));
     redraw();
     let waiting = 0;
     new ResizeObserver(() => {

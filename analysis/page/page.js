@@ -45,7 +45,11 @@ const begin = () => {
   at("theme").addEventListener("click", turn);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   // Paper is white, whatever the screen is.
-  addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; repaint(); });
+  addEventListener("beforeprint", () => {
+    document.documentElement.dataset.theme = "light";
+    document.querySelectorAll("details.table").forEach((folded) => { folded.open = true; });
+    repaint();
+  });
   addEventListener("afterprint", () => {
     if (theme) document.documentElement.dataset.theme = themes[theme];
     else delete document.documentElement.dataset.theme;
@@ -56,7 +60,7 @@ const begin = () => {
   at("keys").addEventListener("click", () => at("help").showModal());
   const keys = { ...(microscope ? microscope.keys : {}), d: turn, "?": () => at("help").showModal() };
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || at("help").open || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || at("help").open || event.target.tagName === "SELECT") return;
     if (keys[event.key]) {
       event.preventDefault();
       keys[event.key]();
@@ -68,8 +72,13 @@ const begin = () => {
   return { data, curves, microscope };
 };
 
-const tableOf = (given, text = false) => el("div", { class: "wide" }, given.title ? el("h3", {}, given.title) : null,
-  el("table", { class: text ? "text" : "" }, given.caption ? el("caption", {}, given.caption) : null,
+const LONG = 10;  // rows, beyond which a table is folded
+const tableOf = (given, text = false) => {
+  const made = grid(given, text);
+  return given.rows.length > LONG ? el("details", { class: "table" }, el("summary", {}, el("h3", {}, given.title), `, ${given.rows.length} rows`), made)
+    : el("div", {}, el("h3", {}, given.title), made);
+};
+const grid = (given, text) => el("div", { class: "wide" }, el("table", { class: text ? "text" : "" }, given.caption ? el("caption", {}, given.caption) : null,
     el("thead", {}, el("tr", {}, ...given.head.map((head) => el("th", { scope: "col" }, head)))),
     el("tbody", {}, ...given.rows.map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell)))))));
 
@@ -113,7 +122,7 @@ const wrote = (data) => {
     fill(at("seen-head"), el("div", { class: "prompt" }, String(rows[0].prompt), el("div", {}, `answer: ${rows[0].answer}`)));
     fill(at("seen-steps"), ...rows.map((row) => el("div", { class: "pane" },
       el("h3", {}, `${many ? `${row.run}, ` : ""}after step ${row.step}: ${row.verdicts.filter((one) => one === "correct").length} of ${row.verdicts.length} right`),
-      ...row.completions.map((text, n) => el("pre", { class: "completion" },
+      ...row.completions.slice(0, row.verdicts.length).map((text, n) => el("pre", { class: "completion" },
         el("span", { class: "facts" }, `${row.verdicts[n] === "correct" ? "✓" : "✗"} ${row.verdicts[n].replace("_", " ")}, ${row.tokens[n]} tokens\n`), text)))));
   };
   at("seen-prompt").addEventListener("change", draw);
