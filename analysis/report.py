@@ -24,7 +24,8 @@ def write(path: Path, results: Path = Path("results"), largest: int = LARGEST) -
     found, order = compare.find(str(path), results)
     if [folder.resolve() for folder in found] == [path.resolve()]:
         return _save(path, run_page.shown(path), largest)
-    home = path if found[0].parent == path else found[0].parent.parent
+    arm = found[0].parent
+    home = arm if arm in (path, results / path) else arm.parent
     return _save(home, sweep_page.shown(found, results, order), largest)
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from . import defaults, embed, health, ledger, load, stats, tables
 from .curves import Lines
 
+SEEN = ("step", "id", "prompt", "answer", "completions", "verdicts", "tokens")  # of a line of seen.jsonl
 Shown = tuple[str, dict[str, Any], dict[str, Path], dict[str, Lines]]
 
 
@@ -131,7 +132,10 @@ def completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
     frame = load.seen(folder)
     if frame.empty:
         return [], 0
-    rows, steps = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")], sorted(set(frame["step"]))
+    if absent := [key for key in SEEN if key not in frame or frame[key].isna().any()]:
+        raise load.Unreadable(f"{folder / 'completions' / 'seen.jsonl'}: a line without '{absent[0]}'")
+    rows = [{key: row[key] for key in SEEN} for row in frame.to_dict("records")]
+    steps = sorted({row["step"] for row in rows})
     size = sum(len(str(row["prompt"])) + sum(map(len, row["completions"])) for row in rows)
     kept = max(2, int(len(steps) * most / max(size, 1)))
     if kept >= len(steps):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,11 @@ import pytest
 import yaml
 
 import run as front_door
-from analysis import curves, defaults, embed, health, load, microscope, report
+from analysis import curves, defaults, embed, health, load, microscope, report, run_page
 
 from .pages import data_of, write_run
 
+ROOT = Path(__file__).resolve().parent.parent
 FINE = {"entropy/mean": 0.5, "updates": 8.0, "clip/low": 0.01, "clip/high": 0.01, "ratio/min": 0.5, "ratio/max": 2.0}
 
 
@@ -150,7 +152,7 @@ def test_an_eye_on_ledger_benchmarks_and_end():
 def test_what_was_asked_beyond_the_defaults():
     from cegppo.config import load as configured
 
-    loaded, _ = configured("experiments/testbed.yaml", ["method=clip_higher", "update.lr=0.5", "seed=3"])
+    loaded, _ = configured(ROOT / "experiments" / "testbed.yaml", ["method=clip_higher", "update.lr=0.5", "seed=3"])
     asked = {row["key"]: row for row in defaults.asked(loaded.to_dict())}
     assert asked["update.lr"] | {"doc": ""} == {"key": "update.lr", "value": "0.5", "default": "1e-06", "doc": ""}
     assert asked["loss.eps_high"]["value"] == "0.28" and asked["loss.eps_high"]["default"] == "0.2"
@@ -169,7 +171,9 @@ def test_a_sweep_by_folder_name_and_arm(tmp_path, capsys):
     page = data_of(tmp_path / "made" / "report.html")
     assert [arm["arm"] for arm in page["arms"]] == ["cegppo", "grpo"] and len(page["curves"]["runs"]) == 4
     assert page["tables"][-1]["title"] == "Runs" and len(page["tables"][-1]["rows"]) == 4
+    before = (tmp_path / "made" / "report.html").read_bytes()
     assert front_door.main(["report", str(tmp_path / "made" / "grpo")]) == 0
+    assert (tmp_path / "made" / "report.html").read_bytes() == before
     assert len(data_of(tmp_path / "made" / "grpo" / "report.html")["curves"]["runs"]) == 2
     assert front_door.main(["report", "mode", "--results", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: mode: no such folder")
@@ -194,3 +198,40 @@ def test_a_sweep_writes_its_page_when_asked(tmp_path, capsys):
     (tmp_path / "made" / "report.html").unlink()
     front_door.print_comparison("made", folders)
     assert "page:" not in capsys.readouterr().out and not (tmp_path / "made" / "report.html").exists()
+
+
+def test_completions_are_thinned_by_whole_evaluations(tmp_path):
+    folder = write_run(tmp_path / "arm" / "seed0")
+    lines = [json.dumps(row) for row in load.seen(folder).to_dict("records")[:2]]
+    rows = [json.dumps(json.loads(line) | {"step": step}) for step in range(40) for line in lines]
+    (folder / "completions" / "seen.jsonl").write_text("".join(row + "\n" for row in rows))
+    every, none = run_page.completions(folder, 10**6)
+    few, left = run_page.completions(folder, 2000)
+    assert (len(every), none) == (80, 0) and len(few) == 2 * (40 - left) < 30
+    assert (few[0]["step"], few[-1]["step"]) == (0, 39)
+    (folder / "completions" / "seen.jsonl").write_text('{"step": 1, "prompt": "p"}\n')
+    with pytest.raises(load.Unreadable, match="seen.jsonl: a line without 'id'"):
+        report.write(folder)
+
+
+def test_another_framework_s_run(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    log = [{"step": n, "data": {"actor/entropy": 0.5 - n / 100, "val/acc": 0.1 * n}} for n in range(1, 5)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    spec = {"format": "verl-jsonl", "file": "log.jsonl", "columns": {"entropy/mean": "actor/entropy"}}
+    (folder / "foreign.yaml").write_text(yaml.safe_dump(spec | {"evaluations": {"math": "val/acc"}, "n": 10, "k": 1}))
+    page = data_of(report.write(folder))
+    assert ["recorded by", "another framework, read through foreign.yaml"] in page["facts"]
+    assert page["tables"][0]["rows"] == [["math", "10", "1", "0.100", "0.400", "+0.300"]]
+    assert [note["what"] for note in page["notes"]] == ["entropy", "benchmarks"]
+    assert back(page["curves"]["metrics"]["eval/math"][0]) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_the_script_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+    script = (ROOT / "docs" / "page.md").read_text().partition("```python\n")[2].partition("```")[0]
+    write_run(tmp_path / "results" / "testbed" / "cegppo" / "seed0")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "page.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.count("pa_hp") == 2 and "low" in said and script.count("\n") <= 12
