@@ -15,7 +15,7 @@ const Microscope = (data, { onStep }) => {
     return low;
   };
   const all = Array.from({ length: count }, (_, n) => n);
-  const state = { run: 0, step: null, response: 0, beside: "group", chosen: null, colour: "", forks: 0.2, near: null };
+  const state = { run: 0, step: null, response: null, beside: "group", chosen: null, colour: "", forks: 0.2, near: null };
   let scatter = null, spans = new Map(), drawn = [];
 
   // ---------------------------------------------------------------- colours
@@ -37,9 +37,9 @@ const Microscope = (data, { onStep }) => {
     ratio: t.logr && { label: "ratio", text: "π / π_old: orange fell, purple rose", two: true,
       share: (i) => 0.5 + t.logr[i] / (2 * Math.log(1.5)), ticks: ["0.67", "1", "1.5"] },
     class: { label: "class", text: "", classes: true },
-    weight: divide("weight", "weight", "weight w that the loss put on ∇ log π: orange pushes down, purple up"),
-    influence: divide("dentropy_exact", "influence, nats", "what the token did to the policy’s entropy at once, nats (of the probe, exact to first order): orange lowers, purple raises"),
-    dentropy: divide("dentropy", "influence, logit space", "first-order entropy change in logit space, per unit of step: orange lowers, purple raises"),
+    weight: divide("weight", "weight", "weight that the loss put on ∇ log π: orange pushes down, purple up"),
+    influence: divide("dentropy_exact", "influence, nats", "what the token did to the policy’s entropy: orange lowers, purple raises"),
+    dentropy: divide("dentropy", "influence, logit space", "first-order entropy change in logits, per unit of step: orange lowers, purple raises"),
   };
   const paint = (i) => {
     const how = COLOURS[state.colour];
@@ -67,7 +67,7 @@ const Microscope = (data, { onStep }) => {
     } else {
       const bar = el("span", { class: "bar", role: "img", "aria-label": how.text });
       bar.style.background = `linear-gradient(to right, ${(how.two ? TWO : ONE)[THEME.dark ? "dark" : "light"].join(", ")})`;
-      parts.push(el("span", {}, how.ticks[0], " "), bar, el("span", {}, how.ticks[2]), el("span", {}, how.text + (how.two && state.colour !== "ratio" ? " (logarithmic from a hundredth of the largest)" : "")));
+      parts.push(el("span", {}, how.ticks[0], " "), bar, el("span", {}, how.ticks[2]), el("span", {}, how.text + (how.two && state.colour !== "ratio" ? " (logarithmic)" : "")));
     }
     const low = el("span", { class: "tok low" }, " low "), high = el("span", { class: "tok high" }, " high "), fork = el("span", { class: "tok fork" }, " fork ");
     parts.push(el("span", {}, "outside the clip: ", low, " ", high), el("span", {}, fork, ` entropy ≥ ${show(limit())}`));
