@@ -335,6 +335,11 @@ def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     return pd.read_parquet(records[0])
 
 
+def has_seen(folder: Path) -> bool:
+    """Whether completions of evaluations are kept of the run in `folder`."""
+    return (folder / "completions" / "seen.jsonl").is_file()
+
+
 def seen(folder: Path) -> pd.DataFrame:
     """What the model wrote at the evaluations of the run in `folder`, a row a step and prompt
     (docs/record.md has the columns); empty where nothing is kept."""

@@ -24,10 +24,12 @@ def shown(folders: list[Path], results: Path, order: list[str]) -> Shown:
             tests = c.tests[(c.tests["arm"] == arm) & (c.tests["seed"] == seed)] if len(c.tests) else c.tests
             lines[name], folder_of[name] = Lines(arm, metrics.dropna(axis=1, how="all"), tests), folder
             found[name] = health.notes(lines[name].metrics, load.settings(folder), load.meta(folder), tests)
-    first: dict[str, str] = {}  # the first seed of an arm that has tokens: the microscope's, arms side by side
-    for name, line in lines.items():
-        if load.token_records(folder_of[name]):
-            first.setdefault(line.arm, name)
+    # The microscope's runs, arms side by side: the first seed of each that has tokens, else texts.
+    first: dict[str, str] = {}
+    for kept in (load.token_records, load.has_seen):
+        for name, line in lines.items():
+            if kept(folder_of[name]):
+                first.setdefault(line.arm, name)
     rewards = list(dict.fromkeys(naming.reward(tree) for tree in c.settings.values()))
     reward = rewards[0] if len(rewards) == 1 else "differs by arm"
     most = int(c.runs.groupby("arm")["seed"].nunique().max())

@@ -171,6 +171,7 @@ def test_a_sweep_by_folder_name_and_arm(tmp_path, capsys):
     page = data_of(tmp_path / "made" / "report.html")
     assert [arm["arm"] for arm in page["arms"]] == ["cegppo", "grpo"] and len(page["curves"]["runs"]) == 4
     assert page["tables"][-1]["title"] == "Runs" and len(page["tables"][-1]["rows"]) == 4
+    assert page["tokens"] == {} and {row["run"] for row in page["seen"]} == {"CE-GPPO (0.5, 1), seed 0", "GRPO, seed 0"}
     before = (tmp_path / "made" / "report.html").read_bytes()
     assert front_door.main(["report", str(tmp_path / "made" / "grpo")]) == 0
     assert (tmp_path / "made" / "report.html").read_bytes() == before
