@@ -194,8 +194,10 @@ def test_keys_forks_sliders(run_page, show):
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    chosen = page.evaluate(SELECTED)
     page.keyboard.press("t")
-    assert page.locator("#panes table tbody tr").count() >= 9
+    assert page.locator("#panes table tbody tr").count() >= 9 and page.evaluate(SELECTED) == chosen
 
 
 def test_the_same_prompt_across_steps_side_by_side(run_page, show):
@@ -262,6 +264,7 @@ def test_a_pack_says_what_it_does_not_hold(show, tmp_path):
     page = show(report.write(tmp_path / "algorithms"))
     assert "a pack holds metrics and evaluations, no tokens" in page.locator("#no-tokens").inner_text()
     assert page.locator(".chart").count() >= 8 and not page.locator("#scope").is_visible()
+    assert "Ledger" not in page.locator("nav").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -212,6 +212,7 @@ const Microscope = (data, { onStep }) => {
     legend();
     inspect(null);
     plot();
+    if (spans.has(state.chosen)) choose(state.chosen, false);
   };
   const recolour = () => {
     for (const [i, span] of spans) {

@@ -19,12 +19,13 @@ const begin = () => {
     microscope.start();
   } else {
     at("no-tokens").hidden = false;
-    at("no-tokens").textContent = data.without;
+    at("no-tokens").textContent = data.without || "No token record could be read.";
   }
   wrote(data);
   ledgerTables(data);
   at("config-text").textContent = data.config || "";
   at("config").hidden = !data.config;
+  document.querySelectorAll("nav a").forEach((link) => { link.hidden = at(link.hash.slice(1)).hidden; });
 
   // ---------------------------------------------------------------- theme, print, keys
 
