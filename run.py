@@ -175,13 +175,15 @@ def parser() -> argparse.ArgumentParser:
     keep.add_argument("--results", **results)
 
     report = verbs.add_parser(
-        "report", help="one self-contained page about a run",
+        "report", help="one self-contained page about a run or a sweep",
         description=(
-            "Write RUN_FOLDER/report.html: curves, benchmarks, the entropy ledger and the configuration, in one "
-            "file."
+            "Write report.html into the folder of a run, an arm or a sweep: what was asked and how it ended, curves, "
+            "what the model wrote token by token, the entropy ledger, in one file that needs nothing beside it "
+            "(docs/page.md)."
         ),
     )  # fmt: skip
-    report.add_argument("folder", metavar="RUN_FOLDER")
+    report.add_argument("folder", metavar="RUN_FOLDER|SWEEP", help="a folder, a sweep's name, or its YAML")
+    report.add_argument("--results", **results)
 
     advise = verbs.add_parser(
         "advise", help="what another β would do to a run's entropy, from its own ledger",
@@ -273,6 +275,8 @@ def what_is_missing(options: argparse.Namespace) -> str | None:
     if given is None:
         return "eval: name a run's folder, an experiment, or --completions FILE"
     path = Path(given)
+    if options.verb == "report" and (Path(options.results) / given).is_dir():  # a sweep by its name
+        return None
     # A run of a pack has no folder of its own: its sweep's folder has.
     if path.exists() or any((parent / "runs.jsonl").is_file() for parent in list(path.parents)[:3]):
         return None
@@ -341,8 +345,22 @@ def verb_train(options: argparse.Namespace) -> int:
         print(summary)
     if source is not None:
         print(*again.comparison(source, resolved.folder), sep="\n")
+    if resolved.report and status == "finished":
+        print_page(resolved.folder)
     print(f"{status}: {resolved.folder}")
     return code
+
+
+def print_page(folder: Path) -> None:
+    """Write the page of the run or sweep in `folder`; or say why there is none, which is no failure
+    of what ran."""
+    from analysis import report
+    from analysis.load import Missing
+
+    try:
+        print(f"page: {report.write(folder)}")
+    except (Missing, OSError) as error:
+        print(f"no page: {error}", file=sys.stderr)
 
 
 def intervals(per_problem: dict) -> dict[str, tuple[float, float]]:
@@ -390,7 +408,7 @@ def verb_sweep(options: argparse.Namespace) -> int:
 def print_comparison(name: str, folders: list[Path]) -> None:
     """What came out of a sweep's runs; or why that cannot be said, which is no failure of the
     sweep."""
-    from analysis import compare
+    from analysis import compare, load
     from analysis.load import Missing
 
     order = list(dict.fromkeys(folder.parent.name for folder in folders))
@@ -398,6 +416,8 @@ def print_comparison(name: str, folders: list[Path]) -> None:
         print(compare.write(compare.compared(folders, folders[0].parent.parent.parent, order, name=name)))
     except (Missing, OSError) as error:
         print(f"no comparison: {error}", file=sys.stderr)
+    if all(load.settings(folder).get("report") for folder in folders):
+        print_page(folders[0].parent.parent)
 
 
 def verb_figures(options: argparse.Namespace) -> int:
@@ -450,7 +470,7 @@ def verb_keep(options: argparse.Namespace) -> int:
 def verb_report(options: argparse.Namespace) -> int:
     from analysis import report
 
-    print(report.write(Path(options.folder)))
+    print(report.write(Path(options.folder), Path(options.results)))
     return 0
 
 

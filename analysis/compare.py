@@ -89,7 +89,7 @@ def compared(folders: list[Path], results: Path, order: list[str], to: str | Non
     if not kept:
         raise load.Missing(f"{folders[0].parent.parent}: none of {len(folders)} runs has recorded a step yet")
     notes = [f"left out, not finished: {f} ({_state(f, frames[f])})" for f in folders if f not in kept]
-    placed = _places(kept)
+    placed = places(kept)
     names = list(dict.fromkeys(arm for arm, _ in placed.values()))
     names.sort(key=lambda arm: order.index(arm) if arm in order else len(order))
     if to is not None:
@@ -133,7 +133,7 @@ def _experiment(folder: Path, results: Path) -> str:
         return sweep.name
 
 
-def _places(folders: list[Path]) -> dict[Path, tuple[str, int]]:
+def places(folders: list[Path]) -> dict[Path, tuple[str, int]]:
     """(arm, seed) of each run, no two alike: by its folder, and by its configuration where that is
     no <arm>/seed<k>; the experiment before the arm where several have one of that name."""
     placed = {}
@@ -166,9 +166,9 @@ def write(c: Compared) -> str:
     ]
     style.caption(figure, "\n".join(line for text in said for line in textwrap.wrap(text, 140)))
     picture = style.save(figure, c.results, c.file())
-    sections = _sections(c, looks, reward)
-    page = tables.save(c.results, c.file(), sections, _numbers(c, labels))
-    shown = [f"{s.title}\n{s.cells.to_string(index=False)}\n{s.caption}\n" for s in sections]
+    made = sections(c, looks, reward)
+    page = tables.save(c.results, c.file(), made, _numbers(c, labels))
+    shown = [f"{s.title}\n{s.cells.to_string(index=False)}\n{s.caption}\n" for s in made]
     return "\n".join([*shown, f"table: {page} (.csv, .tex)", f"figure: {picture}"])
 
 
@@ -179,7 +179,8 @@ def _problems(tests: pd.DataFrame) -> str:
     return f"{' to '.join(map(str, sorted({asked.min(), asked.max()})))} problems; "
 
 
-def _sections(c: Compared, looks: dict, reward: str) -> list[tables.Section]:
+def sections(c: Compared, looks: dict, reward: str) -> list[tables.Section]:
+    """The table of the arms, and of their paired differences to the first."""
     last = evolution.last_evaluation(c.tests)
     window = evolution.WINDOW
     said = [f"Reward: {reward}.", f"Entropy: mean of the first and of the last {window} steps, to step"]

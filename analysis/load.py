@@ -350,6 +350,12 @@ def setting(folder: Path, key: str) -> Any:
     return value
 
 
+def token_records(folder: Path) -> dict[int, Path]:
+    """The token records of the run in `folder` by step; {} where none are kept."""
+    files = (folder / "tokens").glob("step*.parquet")
+    return {int(path.stem[4:]): path for path in sorted(files) if path.stem[4:].isdecimal()}
+
+
 def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     """The token record of `step`, or the earliest, of the run in `folder`: a row a token
     (docs/metrics.md has the columns)."""
@@ -357,6 +363,11 @@ def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     if not records:
         raise Missing(f"no token record{'' if step is None else f' of step {step}'} in {folder / 'tokens'}")
     return pd.read_parquet(records[0])
+
+
+def has_seen(folder: Path) -> bool:
+    """Whether completions of evaluations are kept of the run in `folder`."""
+    return (folder / "completions" / "seen.jsonl").is_file()
 
 
 def seen(folder: Path) -> pd.DataFrame:

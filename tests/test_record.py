@@ -20,6 +20,8 @@ from cegppo.screen import Screen, progress
 from cegppo.sweep import grid
 from cegppo.types import BadInput
 
+from .pages import data_of
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 LINES = ("metrics.jsonl", "eval.jsonl")
@@ -170,8 +172,10 @@ def test_a_report_of_a_run_in_a_pack(live):
     from analysis import report
 
     list(keep(live))
-    page = report.write(live / "grpo" / "seed0").read_text()
-    assert "finished, 60 steps" in page and "eps_high: 0.2" in page and "gcd" in page
+    shown = data_of(report.write(live / "grpo" / "seed0"))
+    assert shown["facts"][0][1].startswith("finished, 60 steps") and "eps_high: 0.2" in shown["config"]
+    assert "gcd" in {row[0] for row in shown["tables"][0]["rows"]} and "eval/gcd" in shown["curves"]["metrics"]
+    assert shown["without"] == "This run is kept in a pack, which holds metrics and evaluations but no token records."
 
 
 def taken(live: Path, name: str, **facts) -> Path:

@@ -15,8 +15,8 @@ from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
-    "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",
-    "diagnostics.parts", "diagnostics.influence_tokens", "grader",
+    "steps", "results", "run_dir", "arm", "report", "wandb", "checkpoint_every",
+    "diagnostics.every", "diagnostics.max_tokens", "diagnostics.parts", "diagnostics.influence_tokens", "grader",
     "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
     "update.offload_optimizer",
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
@@ -252,6 +252,9 @@ class Config:
     threads: int = knob(0, "torch threads; 0: what torch chooses", least=0, most=4096)
     results: str = knob("results", "the root of the runs' folders")
     run_dir: str = knob("", "the run's folder; default: <results>/<experiment>/<arm>/seed<seed>")
+    report: bool = knob(
+        False, "write the run's page, report.html, at its end; of a sweep also the sweep's. docs/page.md"
+    )
     model: Model = field(default_factory=Model)
     testbed: Recipe = field(default_factory=Recipe)  # of the embedded model; for model.path=testbed
     data: Data = field(default_factory=Data)
