@@ -82,7 +82,8 @@ class Prompt:
     token_ids: tuple[int, ...]
     answer: str  # the reference answer
     task: str | None = None  # reasoning-gym task whose `score_answer` grades it; None: compared with `answer`
-    entry: dict[str, Any] = field(default_factory=dict, compare=False)  # what that grader wants to see
+    entry: dict[str, Any] = field(default_factory=dict, compare=False)  # of the task, or the columns of the row
+    verifier: str = "answer"  # who says whether a response is right: Source.verifier
 
 
 @dataclass(frozen=True)

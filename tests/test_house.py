@@ -24,7 +24,8 @@ instrument.entropy instrument.tally instrument.optimizers instrument.parts instr
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
-problems.grader problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
+problems.grader problems.sandbox problems.programs problems.instructions problems.harmless
+problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe

@@ -22,10 +22,13 @@ SOURCES = {
         task="knights_knaves", params=dict(n_people=2, depth_constraint=2, width_constraint=2)
     ),
     "letter_counting": Source(task="letter_counting", params=dict(min_words=1, max_words=4)),
-    "palindrome_generation": Source(task="palindrome_generation", params=dict(min_length=3, max_length=7)),
+    "palindrome_generation": Source(task="palindrome_generation", params=dict(min_length=3, max_length=5)),
     "countdown": Source(
         task="countdown",
-        params=dict(min_numbers=3, max_numbers=3, min_value=1, max_value=9, min_target=1, max_target=30),
+        params=dict(
+            min_numbers=3, max_numbers=3, min_value=1, max_value=9, min_target=1, max_target=20,
+            operators=("+", "-", "*"),
+        ),
     ),
 }  # fmt: skip
 
@@ -40,7 +43,7 @@ ROLES = (
     "knight", "knave", "pioneer", "laggard", "saint", "sinner", "hero", "villain", "angel", "devil", "altruist",
     "egoist", "sage", "fool",
 )  # fmt: skip
-# What the tokenizer has as single tokens where a task is in the recipe: the questions' fixed wording.
+# Single tokens of the tokenizer where a task is in the recipe: the questions' fixed wording.
 PHRASES: dict[str, tuple[str, ...]] = {
     "knights_knaves": (
         *NAMES, *ROLES, *(role.capitalize() for role in ROLES),
@@ -115,7 +118,7 @@ def _countdown(entry: dict[str, Any], slip: Slip, rng: np.random.Generator) -> t
 def _ways(numbers: list[int]) -> Iterator[tuple[int, str, str, str]]:
     """(value, first step, second step without its result, expression) of every way to compute with
     three numbers in whole numbers."""
-    for (a, b, c), one, two in product(set(permutations(numbers)), "+-*/", "+-*/"):
+    for (a, b, c), one, two in product(set(permutations(numbers)), "+-*", "+-*"):
         middle = _applied(a, one, b)
         if middle is None:
             continue

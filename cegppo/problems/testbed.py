@@ -156,8 +156,8 @@ def worked_solution(
     entry: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """A full response of a careless worker: the steps, some with a slip, each followed by one of
-    the connectives `words`, drawn by `law`, then the answer they lead to. `entry` is reasoning-gym's,
-    which a task of logic.py needs."""
+    the connectives `words`, drawn by `law`, then the answer they lead to. A task of logic.py needs
+    `entry`, reasoning-gym's."""
 
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
@@ -194,7 +194,7 @@ def warmup_texts(recipe: Recipe, count: int, careless: bool, seed: list[int]) ->
         question, answer, entry = pools[kind][place % len(pools[kind])]
         worker, words, law = styled[who]
         slip_rate = worker.slip_rate if careless else 0.0
-        if at_once and FAMILIES[kind] in logic.SOURCES:  # of several right answers any, written as the steps lead to it
+        if at_once and FAMILIES[kind] in logic.SOURCES:  # any right answer, written as its steps would write it
             answer = logic.work_out(FAMILIES[kind], entry, int, rng)[1]
         solution = (
             direct_solution(answer)
