@@ -27,7 +27,7 @@ SOURCES = {
         task="countdown",
         params=dict(
             min_numbers=3, max_numbers=3, min_value=1, max_value=9, min_target=1, max_target=20,
-            operators=("+", "-", "*"),
+            operators=("+", "-"),
         ),
     ),
 }  # fmt: skip
@@ -116,24 +116,13 @@ def _countdown(entry: dict[str, Any], slip: Slip, rng: np.random.Generator) -> t
 
 
 def _ways(numbers: list[int]) -> Iterator[tuple[int, str, str, str]]:
-    """(value, first step, second step without its result, expression) of every way to compute with
-    three numbers in whole numbers."""
-    for (a, b, c), one, two in product(set(permutations(numbers)), "+-*", "+-*"):
-        middle = _applied(a, one, b)
-        if middle is None:
-            continue
+    """(value, first step, second step without its result, expression) of every way to add and
+    subtract three numbers."""
+    for (a, b, c), one, two in product(set(permutations(numbers)), "+-", "+-"):
+        middle = a + b if one == "+" else a - b
         first, inner = f"{a}{one}{b}={middle}", f"({a}{one}{b})"
-        if (value := _applied(middle, two, c)) is not None:
-            yield value, first, f"{middle}{two}{c}", f"{inner}{two}{c}"
-        if (value := _applied(c, two, middle)) is not None:
-            yield value, first, f"{c}{two}{middle}", f"{c}{two}{inner}"
-
-
-def _applied(a: int, sign: str, b: int) -> int | None:
-    """a sign b where that is a whole number."""
-    if sign == "/":
-        return a // b if b and a % b == 0 else None
-    return a + b if sign == "+" else a - b if sign == "-" else a * b
+        yield middle + c if two == "+" else middle - c, first, f"{middle}{two}{c}", f"{inner}{two}{c}"
+        yield c + middle if two == "+" else c - middle, first, f"{c}{two}{middle}", f"{c}{two}{inner}"
 
 
 def _knights_knaves(entry: dict[str, Any], slip: Slip, rng: np.random.Generator) -> tuple[list[str], str]:
