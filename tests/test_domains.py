@@ -170,7 +170,7 @@ def test_a_rule_is_a_verifier_and_gives_a_benchmark(tiny, tmp_path, monkeypatch)
 
     monkeypatch.delenv(sandbox.FLAG, raising=False)
     (tmp_path / "rules.py").write_text("def short(prompt, text):\n    return len(text) <= prompt.entry['most']\n")
-    rows = [{"problem": f"{i}?", "answer": "none", "most": 10 * i} for i in range(6)]
+    rows = [{"problem": f"{i}?", "answer": "none", "most": 100 * i} for i in range(6)]
     of = lambda file: f"{{name: own, file: {file}, verifier: '{tmp_path / 'rules.py'}:short'}}"
     trained = of(written(tmp_path / "train.jsonl", *rows[3:]))
     source = of(written(tmp_path / "own.jsonl", *rows[:3]))
@@ -179,7 +179,7 @@ def test_a_rule_is_a_verifier_and_gives_a_benchmark(tiny, tmp_path, monkeypatch)
     assert train(config.load(tiny, run)[0], Silent()) == "finished"
     every = lambda values: {name: (0.0, 1.0) for name in values}
     (row,), _ = evaluate_target(tmp_path / "run", [f"eval.benchmarks=[{source}]"], "latest", every, print)
-    assert 0 < row["avg@2"] <= 1 and row["verdicts"]["correct"] > 0
+    assert row["n"] == 2 and row["avg@2"] >= 0.5  # the second problem's limit is above any response
     with pytest.raises(BadInput, match="grades by .*rules.py:short, which is code that would run; name the benchmark"):
         evaluate_target(tmp_path / "run", [], "latest", every, print)
 

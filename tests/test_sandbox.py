@@ -157,3 +157,31 @@ def test_what_a_machine_lacks_is_said_once(capsys):
         "warning: sandbox: on this machine nothing keeps programs from the network",
         "warning: sandbox: on this machine nothing keeps programs from more",
     ]
+
+
+OPEN = "return open(x).read()"
+CALL = "import socket; socket.create_connection(('127.0.0.1', 22), 1)"
+
+
+@pytest.mark.parametrize(
+    "layer, missing, deed, said",
+    [
+        ("    if libc.unshare(", "filling the disk, a MiB a file", CALL, "PermissionError"),
+        ("    if version < 1:", "reading and writing the files that you can read and write", CALL, "PermissionError"),
+        ("    if machine not in DENIED:", "starting processes without end", OPEN, "PermissionError"),
+        ("    if machine not in DENIED:", "starting processes without end", CALL, "PermissionError"),
+    ],
+    ids=["namespaces", "Landlock", "the filter, files", "the filter, network"],
+)
+def test_without_one_layer_the_others_hold(layer, missing, deed, said, tmp_path, monkeypatch, capsys):
+    """A machine that lacks it is made by a line of the file that the judge runs."""
+    source = open(sandbox.__file__).read()
+    assert source.count(layer) == 1
+    (tmp_path / "sandbox.py").write_text(source.replace(layer, layer.replace("if ", "if True or ")))
+    (tmp_path / "secret").write_text("a secret")
+    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
+    sandbox._warned.clear()
+    assert passes(tried(deed), f"assert f({str(tmp_path / 'secret')!r}) == {said!r}")
+    warned = capsys.readouterr().err
+    if os.geteuid() == 0 or "processes" not in missing:  # a limit of processes binds everybody but root
+        assert missing in warned and warned.count("\n") == 1

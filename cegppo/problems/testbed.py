@@ -301,8 +301,8 @@ def intact(folder: Path) -> bool:
 
 
 def base_model(recipe: Recipe) -> Path:
-    """The folder of the embedded model that `recipe` makes; made on first use, in under a minute
-    on one core.
+    """The folder of the embedded model that `recipe` makes; made on first use, the default in under
+    a minute on one core.
 
     Every run that compares algorithms starts from the same weights. Their fingerprint is kept
     beside them, and a damaged model is made anew. Processes that ask at the same time wait for the
@@ -319,7 +319,7 @@ def base_model(recipe: Recipe) -> Path:
         if folder.exists():
             print(f"{folder}: its weights are not the ones that were made there; made anew", flush=True)
             shutil.rmtree(folder)
-        print("making the embedded base model (once, under a minute) …", flush=True)
+        print("making the embedded base model (once, a minute or two) …", flush=True)
         start, threads = time.perf_counter(), torch.get_num_threads()
         torch.set_num_threads(1)  # two threads are slower at this size and could change the last bit
         tokenizer = make_tokenizer(recipe)
