@@ -144,6 +144,14 @@ def test_a_broken_test_says_nothing_about_the_program(test):
     assert passes("def f(x): return 2 * x", test) is None
 
 
+def test_a_sandbox_that_cannot_work_is_no_verdict(tmp_path, monkeypatch):
+    (tmp_path / "sandbox.py").write_text("raise SystemError('no such thing')\n")
+    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
+    sandbox._try_out.cache_clear()
+    with pytest.raises(RuntimeError, match="does not work on this machine: SystemError: no such thing"):
+        passes("def f(x): return 2 * x")
+
+
 def test_an_endless_test_is_given_up(monkeypatch):
     monkeypatch.setattr(sandbox, "PATIENCE", 1)
     assert passes("def f(x): return 1", "f(1)\nwhile True: pass", limits=Limits(timeout=1)) is None

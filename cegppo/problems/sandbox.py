@@ -30,6 +30,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a judge runs this file alone, without the package
@@ -63,41 +64,55 @@ def run(jobs: Sequence[Job], limits: "Limits") -> list[bool | None]:
     itself is broken or calls nothing, or the machine failed.
 
     `limits.timeout` is seconds of wall clock a job, `limits.memory_mb` MiB of address space of each
-    of its processes, `limits.workers` jobs at a time. Raises RuntimeError unless `allowed()`.
+    of its processes, `limits.workers` jobs at a time. Raises RuntimeError unless `allowed()`, and
+    where not even a right program passes.
     """
     if not allowed():
         raise RuntimeError(f"programs of a model run with {FLAG}=1 only")
     distinct = list(dict.fromkeys(jobs))
+    if distinct:
+        _try_out(limits.memory_mb)
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    judged = lambda job: _judged(job, limits.timeout, limits.memory_mb)[0]
     with ThreadPoolExecutor(limits.workers or max(1, cores), thread_name_prefix="sandbox") as threads:
-        passed = dict(zip(distinct, threads.map(lambda job: _judged(job, limits), distinct)))
+        passed = dict(zip(distinct, threads.map(judged, distinct)))
     return [passed[job] for job in jobs]
 
 
-def _judged(job: Job, limits: "Limits") -> bool | None:
+@cache
+def _try_out(memory_mb: int) -> None:
+    """One right program, once, so that a sandbox that cannot work is no verdict on anybody's."""
+    passed, complaint = _judged(Job("def f(x):\n    return x", "f", "assert f(1) == 1"), PATIENCE, memory_mb)
+    if not passed:
+        raise RuntimeError(f"the sandbox for programs does not work on this machine: {complaint or 'no reason said'}")
+
+
+def _judged(job: Job, timeout: float, memory_mb: int) -> tuple[bool | None, str]:
+    """(whether the program passes, the last line of what the judge complained of)."""
     given = _framed([job.program, job.entry_point]) + _framed([job.entry_point, job.test, job.context])
     with tempfile.TemporaryDirectory(prefix="cegppo-", ignore_cleanup_errors=True) as folder:
         # -I: no variables, no user's packages, not this folder; -S: nothing that packages start.
-        command = [sys.executable, "-I", "-S", __file__, str(limits.timeout), str(limits.memory_mb)]
+        command = [sys.executable, "-I", "-S", __file__, str(timeout), str(memory_mb)]
         judge = subprocess.Popen(
             [*command, sysconfig.get_path("purelib")], cwd=folder, env=ENVIRONMENT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         try:
-            reply, _ = judge.communicate(given, timeout=limits.timeout + PATIENCE)
+            reply, complaint = judge.communicate(given, timeout=timeout + PATIENCE)
         except subprocess.TimeoutExpired:
-            reply = b""
+            reply, complaint = b"", b""
         finally:
             try:
                 os.killpg(judge.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
             judge.wait()
-            for pipe in (judge.stdin, judge.stdout):
+            for pipe in (judge.stdin, judge.stdout, judge.stderr):
                 if pipe:
                     pipe.close()
     _warn(reply[1:].decode())
-    return {b"1": True, b"0": False}.get(reply[:1])
+    lines = complaint.decode(errors="replace").strip().splitlines()
+    return {b"1": True, b"0": False}.get(reply[:1]), lines[-1] if lines else ""
 
 
 def _framed(value: Any) -> bytes:
@@ -233,8 +248,11 @@ def _shut_in(libc: Any) -> tuple[bool, bool]:
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC):
         return False, False
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError:  # some systems give a namespace and no rights in it; then the mount fails too, and is said
+            pass
     here, size = os.getcwd().encode(), f"size={DISK}m,nr_inodes=1024".encode()
     mounted = libc.mount(b"none", here, b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, size) == 0
     os.chdir(here)
