@@ -101,6 +101,13 @@ class Rollout:
     # not the policy that starts the step: what came from elsewhere keeps its own.
     old_logprobs: tuple[float, ...] | None = None
 
+    @property
+    def spoken(self) -> str:
+        """The text without the thinking before `</think>`; nothing where the thinking has no
+        end."""
+        _, end, rest = self.text.rpartition("</think>")
+        return rest if end or not rest.lstrip().startswith("<think>") else ""
+
 
 @dataclass(frozen=True)
 class Score:

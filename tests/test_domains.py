@@ -56,13 +56,12 @@ def punkt(tmp_path, monkeypatch):
         ("    return 2 * x\n\nprint(double(2))", HEAD + "    return 2 * x\n"),
         ("First.\n```python\nx = 1\n```\nThen\n```py\ndef double(x):\n    return 2 * x\n```",
          HEAD + "\n\ndef double(x):\n    return 2 * x"),
-        ("<think>```\ndef double(x): return 1\n```</think>\n```\n    return 2 * x\n```", HEAD + "    return 2 * x"),
+        ("```\n    return 2 * x\n```", HEAD + "    return 2 * x"),
         ("```python\ndef double(x):\n    return 2 * x", HEAD + "\n\ndef double(x):\n    return 2 * x"),
         ("double = lambda x: 2 * x", HEAD + "\n\ndouble = lambda x: 2 * x"),
-        ("<think>it is", HEAD + "<think>it is"),
         ("", None),
     ],
-    ids=["continued", "last that defines it", "after thinking", "not closed", "assigned", "thinking alone", "empty"],
+    ids=["continued", "last that defines it", "continued in a block", "not closed", "assigned", "empty"],
 )  # fmt: skip
 def test_the_program_in_a_response(text, program):
     assert programs.program_of(text, HEAD, "double") == program
@@ -74,7 +73,8 @@ def test_words_before_a_program_stay_out():
 
 def test_code_is_graded_by_its_tests(monkeypatch):
     monkeypatch.setenv(sandbox.FLAG, "1")
-    texts = ["    return 2 * x", "```python\ndef double(x):\n    return x + x\n```", "    return x", "", "(((", "twice"]
+    texts = ["    return 2 * x", "<think>```\nno\n```</think>```python\ndef double(x):\n    return x + x\n```"]
+    texts += ["    return x", "<think>it is", "(((", "twice"]
     rollouts = [rollout(text, verifier="code", entry=CODE) for text in texts]
     rollouts.append(rollout("", "length", verifier="code", entry=CODE))
     rollouts.append(rollout("    return 2 * x", verifier="code", entry={**CODE, "test": "assert nothing(double)"}))
@@ -206,6 +206,12 @@ def test_right_answers_are_harmless(task):
     made = reasoning_gym.create_dataset(task, seed=0, size=8)
     answers = [str(entry["answer"]) for entry in made if entry["answer"] is not None]
     assert answers and all(harmless(task, answer) for answer in answers)
+
+
+def test_a_text_within_a_formula_is_no_number():
+    """sympy would read it as a formula, and run it."""
+    assert not harmless("simple_integration", "sin('exit()')") and not harmless("countdown", "1+'1'")
+    assert harmless("simple_integration", "sin(x)**2/3 + C") and not harmless("simple_integration", "x**101")
 
 
 @pytest.mark.parametrize("task", sorted(EVALUATED))

@@ -4,6 +4,7 @@ before they see it.
 """
 
 import ast
+from typing import Any
 
 NUMBERS = (ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UAdd, ast.USub, ast.Constant)
 VALUES = (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.UAdd, ast.USub)
@@ -33,7 +34,13 @@ def harmless(task: str, answer: str) -> bool:
         tree = ast.parse(answer.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return allowed is VALUES
+    if allowed is not VALUES and any(type(value) not in (int, float) for value in _constants(tree)):
+        return False  # sympy reads a text within a formula as another formula
     return all(isinstance(node, allowed) and _small(node) for node in ast.walk(tree))
+
+
+def _constants(tree: ast.AST) -> list[Any]:
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
 
 
 def _small(node: ast.AST) -> bool:
@@ -42,6 +49,5 @@ def _small(node: ast.AST) -> bool:
         return isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         tower = any(isinstance(part, ast.Pow) for side in (node.left, node.right) for part in ast.walk(side))
-        numbers = [part.value for part in ast.walk(node.right) if isinstance(part, ast.Constant)]
-        return not tower and all(isinstance(n, (int, float)) and abs(n) <= LARGEST for n in numbers)
+        return not tower and all(abs(value) <= LARGEST for value in _constants(node.right))
     return True

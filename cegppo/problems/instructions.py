@@ -92,7 +92,7 @@ def verdicts(rollouts: list[Rollout], _: Any = None) -> list[Verdict]:
 def _verdict(rollout: Rollout, found: list[tuple[bool, bool]] | None) -> Verdict:
     if found is None:
         return Verdict.GRADER_ERROR
-    if not rollout.text.rpartition("</think>")[2].strip():
+    if not rollout.spoken.strip():
         return Verdict.TRUNCATED if rollout.finish == "length" else Verdict.NO_ANSWER
     return Verdict.CORRECT if all(strict for strict, _ in found) else Verdict.WRONG
 

@@ -37,7 +37,6 @@ def program_of(text: str, beginning: str, entry_point: str) -> str | None:
     What continues the problem's `beginning` is put after it, up to where another definition begins.
     What stands for itself gets the beginning's imports and helpers, where that is Python.
     """
-    text = text.rpartition("</think>")[2]
     whole = re.compile(rf"^(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b|^{re.escape(entry_point)}[ \t]*=", re.M)
     blocks = _BLOCK.findall(text)
     code = next((block for block in reversed(blocks) if whole.search(block)), blocks[-1] if blocks else text)
@@ -56,7 +55,7 @@ def verdicts(rollouts: list[Rollout], limits: Limits) -> list[Verdict]:
     """What became of each response, in order. A program that runs out of time or memory is wrong;
     a test that is broken is a `grader_error`."""
     rows = [r.prompt.entry for r in rollouts]
-    programs = [program_of(r.text, row["prompt"], row["entry_point"]) for r, row in zip(rollouts, rows)]
+    programs = [program_of(r.spoken, row["prompt"], row["entry_point"]) for r, row in zip(rollouts, rows)]
     jobs = [
         sandbox.Job(program, row["entry_point"], row["test"], row["prompt"])
         for program, row in zip(programs, rows)
