@@ -6,7 +6,7 @@ eval` keeps every completion (`Evaluator.run_kept`) and can be killed and contin
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 
 from . import ranks
 from .checkpoint import read_state
-from .config import SAMPLING, Config, Eval, Limits, digest, load
+from .config import SAMPLING, Config, Eval, Limits, digest, is_rule, load
 from .model.policy import load_policy
-from .problems import data, testbed
+from .problems import data, instructions, sandbox, testbed
 from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
 from .problems.reward import verdicts
 from .record.files import Completions, as_lines, read_lines, write_whole
@@ -84,13 +84,16 @@ class Evaluator:
             found = ranks.divided(lambda part: verdicts(part, self.limits), rollouts)
             seen([{"step": step, "benchmark": b.name, **row} for row in lines(b.prompts[:few], rollouts, found, b.k)])
             good = np.array([v is Verdict.CORRECT for v in found]).reshape(len(b.prompts), b.k)
-            rows.append(summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict}))
+            row = summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict})
+            rows.append(row | measures((r.prompt, r.text) for r in rollouts))
         return rows
 
     def identity(self, b: Benchmark, step: int, model: list[Any]) -> str:
         """A digest of everything the samples of `b` depend on; `model` is the model's
         fingerprint."""
-        prompts = [[p.id, p.token_ids, p.answer] for p in b.prompts]
+        prompts: list[list[Any]] = [[p.id, p.token_ids, p.answer] for p in b.prompts]
+        for p, row in zip(b.prompts, prompts):  # other verifiers may read all of it
+            row += [] if p.verifier == "answer" else [p.verifier, p.entry]
         return digest([*self.sampler.identity, b.name, b.k, b.rules, self.sampler.rules.seed, step, model, prompts])
 
     def run_kept(self, b: Benchmark, step: int, path: Path, said: Callable[[str], None]) -> dict[str, Any]:
@@ -115,15 +118,25 @@ class Evaluator:
         finally:
             kept.close()
         right = [[v == Verdict.CORRECT for v in row["verdicts"]] for row in rows]
-        answers = [[vote(text, p.final) for text in row["completions"]] for p, row in zip(b.prompts, rows)]
         found = Counter(v for row in rows for v in row["verdicts"])
         made = summary(b.name, b.k, [sum(r) for r in right], {v.value: found[v] for v in Verdict})
         counts = np.array(made["correct"])
+        made["pass"] = [pass_at_k(b.k, counts, j) for j in range(1, b.k + 1)]
+        made |= measures((p, text) for p, row in zip(b.prompts, rows) for text in row["completions"])
+        if any(p.verifier != "answer" for p in b.prompts):  # what is no final answer has no vote
+            return made
+        answers = [[vote(text, p.final) for text in row["completions"]] for p, row in zip(b.prompts, rows)]
         return made | {
-            "pass": [pass_at_k(b.k, counts, j) for j in range(1, b.k + 1)],
             f"maj@{b.k}": maj_at_k(answers, right, b.k),
             "majority": [maj_at_k([a], [r], b.k) for a, r in zip(answers, right)],
         }
+
+
+def measures(answered: Iterable[tuple[Prompt, str]]) -> dict[str, Any]:
+    """{"measures": accuracies that the verifier instructions has beside the verdict}, of (prompt,
+    response) pairs; nothing for other verifiers."""
+    pairs = [(prompt.entry, text) for prompt, text in answered if prompt.verifier == "instructions"]
+    return {"measures": instructions.measures(pairs)} if pairs else {}
 
 
 def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limits | None) -> list[dict[str, Any]]:
@@ -221,6 +234,18 @@ def _checkpoint(folder: Path, which: str) -> Path:
     return folder / "checkpoints" / name
 
 
+def _no_code_of_others(target: Path, config: Config, overrides: list[str]) -> None:
+    """Raises BadInput when the folder of a run, which may be anybody's, would choose the code that
+    grades."""
+    rules = [source.verifier for source in config.eval.benchmarks if is_rule(source.verifier)]
+    said = any(word.startswith("eval.benchmarks") for word in overrides)
+    if rules and not said and not sandbox.allowed():
+        raise BadInput(
+            f"{target}: its config.yaml grades by {rules[0]}, which is code that would run; name the benchmark yourself"
+            f" (eval.benchmarks=[…]), or set {sandbox.FLAG}=1"
+        )
+
+
 def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
     """(configuration, model, folder to write to, name of what is evaluated, its step)."""
     if target.is_dir():
@@ -228,7 +253,9 @@ def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, 
             raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
         model = _checkpoint(target, which)
         name = f"step{int(which):06d}" if which.isdecimal() else which
-        return read_config(target, overrides), str(model), target, name, read_state(model)["step"]
+        found = read_config(target, overrides)
+        _no_code_of_others(target, found, overrides)
+        return found, str(model), target, name, read_state(model)["step"]
     if which != "latest":
         raise BadInput(f"{target}: an experiment's starting model has no checkpoint '{which}'; name a run's folder")
     config, _ = load(target, overrides)

@@ -161,13 +161,20 @@ def print_eval(rows: list[dict[str, Any]]) -> None:
     table = Table("benchmark", "n", "k", "avg@k", "pass@k", "maj@k", "truncated", box=box.SIMPLE)
     for row in rows:
         k = row["k"]
-        names = (f"avg@{k}", f"pass@{k}", f"maj@{k}")
-        cells = [f"{row[name]:.3f}\n{row['interval'][name][0]:.3f}–{row['interval'][name][1]:.3f}" for name in names]
+        names = (f"avg@{k}", f"pass@{k}", f"maj@{k}")  # the last for final answers alone
+        cells = [
+            f"{row[name]:.3f}\n{row['interval'][name][0]:.3f}–{row['interval'][name][1]:.3f}" if name in row else "–"
+            for name in names
+        ]
         cut = row["verdicts"]["truncated"] / sum(row["verdicts"].values())
         table.add_row(escape(row["benchmark"]), str(row["n"]), str(k), *cells, f"{cut:.1%}")
     if len(rows) > 1:
         table.add_row("mean", "", "", f"{mean_accuracy(rows):.3f}")
     Console().print(table)
+    for row in rows:
+        if "measures" in row:
+            said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in row["measures"].items())
+            print(f"{row['benchmark']}: {said}")
 
 
 def print_verdicts(counts: dict[str, int]) -> None:

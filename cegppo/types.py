@@ -89,7 +89,8 @@ class Prompt:
     token_ids: tuple[int, ...]
     answer: str  # the reference answer
     task: str | None = None  # reasoning-gym task whose `score_answer` grades it; None: compared with `answer`
-    entry: dict[str, Any] = field(default_factory=dict, compare=False)  # what that grader wants to see
+    entry: dict[str, Any] = field(default_factory=dict, compare=False)  # of the task, or the columns of the row
+    verifier: str = "answer"  # who says whether a response is right: Source.verifier
     final: AnswerForm = "boxed"  # where a response to it has its final answer
 
 
@@ -110,6 +111,13 @@ class Rollout:
     # Its log-probabilities under the policy that the ratio is against, one a token, where that is
     # not the policy that starts the step: what came from elsewhere keeps its own.
     old_logprobs: tuple[float, ...] | None = None
+
+    @property
+    def spoken(self) -> str:
+        """The text without the thinking before `</think>`; nothing where the thinking has no
+        end."""
+        _, end, rest = self.text.rpartition("</think>")
+        return rest if end or not rest.lstrip().startswith("<think>") else ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Rewards by rule, for `reward=experiments/rewards.py:NAME`: (prompt, response) → a number in
-[0, 1]."""
+[0, 1]. docs/domains.md has the other signatures that serve."""
 
 import re
 

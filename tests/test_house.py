@@ -27,7 +27,8 @@ ranks config.recipe config.schema config.reference config.checks config.values c
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again record.mirror
 record.run
-problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
+problems.grader problems.sandbox problems.programs problems.instructions problems.harmless
+problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
 model.parallel model.head plugins.verl_statistics model.attention model.policy model.gguf model.critic model.optimizer
 model.memory

@@ -18,13 +18,13 @@ POOL = 1500
 SMALL = Recipe(pool=40, clean_steps=2, careless_steps=2, rows=4, hidden=16, intermediate=16, layers=1, heads=1)
 
 
-@pytest.mark.parametrize("which", range(len(testbed.WARMUP_SOURCES)))
+@pytest.mark.parametrize("which", range(3))
 def test_worked_solutions_are_right(which):
     """Without slips every step is a true equation and the answer is the library's."""
     task = testbed.WARMUP_SOURCES[which].task
     pool = testbed.warmup_pool(which, POOL)
     assert len(pool) > 0.95 * POOL
-    for question, answer in pool[:400]:
+    for question, answer, _ in pool[:400]:
         steps, found = testbed.work_out(task, question)
         assert found == answer, question
         for step in steps:
@@ -38,7 +38,7 @@ def test_careless_work_goes_on_from_its_slips():
     )
     assert steps == ["4-9=-4", "-4+3=0"] and answer == "0"
     rng = np.random.default_rng(0)
-    question, right = testbed.warmup_pool(0, POOL)[0]
+    question, right, _ = testbed.warmup_pool(0, POOL)[0]
     texts = [testbed.worked_solution("chain_sum", question, 0.2, (" so ",), np.ones(1), rng) for _ in range(600)]
     steps = len(testbed.work_out("chain_sum", question)[0])
     clean = np.mean([reward.final_answer(t) == right for t in texts])
@@ -110,7 +110,7 @@ def test_a_configuration_without_the_section_has_the_default_recipe(tiny, tmp_pa
     [
         ("testbed.wordings=17", "command line: testbed.wordings must be in [1, 16]"),
         ("testbed.wordngs=4", "command line: unknown key 'testbed.wordngs'; did you mean 'testbed.wordings'?"),
-        ("testbed.tasks={lcm: 1}", "testbed.tasks knows chain_sum, simple_equations, gcd, and not 'lcm'"),
+        ("testbed.tasks={lcm: 1}", "palindrome_generation, countdown, and not 'lcm'"),
         ("testbed.tasks={chain_sum: 0, gcd: 0, simple_equations: 0}", "testbed.tasks takes shares"),
         ("testbed.slip_rate=2", "testbed.slip_rate must be in [0, 1]"),
         ("testbed.lr=0", "testbed.lr must be above 0"),

@@ -17,6 +17,7 @@ from .reference import places
 from .schema import SAMPLING, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
+VERIFIERS = ("answer", "code", "instructions")
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
 
@@ -250,6 +251,11 @@ def _check_source(source: Source, where: str, benchmark: bool) -> None:
         raise BadInput(f"{where}unknown column '{strange[0]}'{nearest(strange[0], ('problem', 'answer'))}")
     if source.columns and len(source.columns) < 2:
         raise BadInput(f"{where}columns names both 'problem' and 'answer'")
+    if source.verifier not in VERIFIERS and not is_rule(source.verifier):
+        hint = nearest(source.verifier, [*VERIFIERS, "path.py:function"])
+        raise BadInput(f"{where}unknown verifier '{source.verifier}'{hint}")
+    if source.task is not None and source.verifier in ("code", "instructions"):
+        raise BadInput(f"{where}verifier '{source.verifier}' needs rows with tests, and a task has its own scorer")
     own = [key for key in SAMPLING if getattr(source, key) is not None]
     if own and not benchmark:
         raise BadInput(f"{where}'{own[0]}' is for benchmarks; training samples by rollout.* and group_size")

@@ -226,7 +226,7 @@ def _named_benchmark(item: str, where: str) -> list[dict]:
     made = [source for i in items for source in (_named_benchmark(i, str(path)) if isinstance(i, str) else [i])]
     if given and len(made) > 1:
         raise BadInput(f"{where}: eval.benchmarks: '{name}' stands for {len(made)} benchmarks and takes no file")
-    kept = ("name", *SAMPLING)
+    kept = ("name", "verifier", *SAMPLING)
     return [{**{k: v for k, v in made[0].items() if k in kept}, "file": file}] if given else made
 
 

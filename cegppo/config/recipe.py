@@ -10,7 +10,10 @@ from typing import Any
 from ..types import knob
 
 MOST_WORDINGS = 16  # connectives that the tokenizer has
-FAMILIES = ("chain_sum", "simple_equations", "gcd")  # tasks that can be worked out
+FAMILIES = (  # tasks that can be worked out
+    "chain_sum", "simple_equations", "gcd",
+    "knights_knaves", "letter_counting", "palindrome_generation", "countdown",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

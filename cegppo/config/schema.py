@@ -44,6 +44,11 @@ class Source:
     answer_form: Literal["whole", "boxed", "hashes"] | None = knob(
         None, "the column as it is | the last \\boxed{…} of it | what follows its last ####"
     )
+    verifier: str = knob(
+        "answer",
+        "answer: the final answer, or the task's own scorer | code: tests, in a sandbox | instructions: of IFEval and"
+        " IFBench | path.py:function, a rule that says 1 of what is right. docs/domains.md",
+    )
     weight: float = knob(1.0, "share in the training mix", above=0)
     # Of a benchmark, instead of eval's:
     k: int | None = knob(None, "of a benchmark, instead of eval.k", above=0)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..config import Data, Eval, Source, nearest
-from ..types import BadInput, Prompt, said
+from ..types import BadInput, Prompt, present, said
+from . import instructions, programs
 from .reward import final_answer
 
 TRAINING, BENCHMARK, WARM_UP = range(3)  # what problems are for; their random seeds never meet
@@ -30,7 +31,10 @@ LAYOUTS = (
     ("question", "answer", "whole"),
     ("problem", "solution", "boxed"),
     ("question", "final_answer", "whole"),  # OlympiadBench
+    ("prompt", "test", "whole"),  # HumanEval, for verifier=code
+    ("prompt", "instruction_id_list", "whole"),  # IFEval and IFBench, for verifier=instructions
 )
+CHECKED = {"code": programs.check, "instructions": instructions.check}  # verifiers that want certain columns
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes seconds
 Question = str | list[dict[str, str]]  # text, or chat messages with `role` and `content`
 
@@ -43,20 +47,22 @@ def _task_names() -> list[str]:
 
 class Problems:
     """The problems of one source. `problem(i)` is (question, answer, entry), the same for the same
-    `seed` and `i`.
+    `seed` and `i`; the entry is reasoning-gym's, or the row with all its columns.
 
     Raises BadInput when the source cannot be read, in the making.
     """
 
     def __init__(self, source: Source, *seed: int):
         self.source, self.seed = source, seed
-        self.rows: list[tuple[Question, str]] | None = None
+        self.rows: list[tuple[Question, str, dict[str, Any]]] | None = None
         if source.task is not None:
             self._check_task()
         elif source.file is not None:
             self.rows = problems_of(read_rows(Path(source.file)), source, source.file)
         else:
             self.rows = problems_of(load_hub(source), source, str(source.hub))
+        if source.verifier in CHECKED:
+            CHECKED[source.verifier](present(self.rows), f"data source '{source.name}'")
 
     def _check_task(self) -> None:
         task = str(self.source.task)
@@ -81,7 +87,7 @@ class Problems:
 
     def problem(self, i: int) -> tuple[Question, str, dict[str, Any]]:
         if self.rows is not None:
-            return *self.rows[i], {}
+            return self.rows[i]
         entry = self._dataset(i // BLOCK)[i % BLOCK]
         return entry["question"], str(entry["answer"]), entry
 
@@ -195,9 +201,9 @@ def _read_row(row: Any, problem: str, answer: str, form: str) -> tuple[Question,
     return None if reference is None or question is None else (question, reference)
 
 
-def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[tuple[Question, str]]:
-    """(question, answer) of every row, by the source's columns or the first layout that fits its
-    first row. Raises BadInput."""
+def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[tuple[Question, str, dict[str, Any]]]:
+    """(question, answer, the row itself) of every row, by the source's columns or the first layout
+    that fits its first row. Raises BadInput."""
     if not isinstance(rows, list) or not rows:
         raise BadInput(f"{where}: holds no problems")
     layouts = [layout for layout in LAYOUTS if source.answer_form in (None, layout[2])]
@@ -216,7 +222,7 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             hint = "" if layout else "; name them: columns: {problem: …, answer: …}"
             raise BadInput(f"{where}: row {number} lacks {wanted}; it has: {there}{hint}")
-        made.append(found)
+        made.append((*found, row))
     return made
 
 
@@ -254,7 +260,8 @@ def make_prompt(
         text, ids = encode(question, tokenizer, data)
     except BadInput as error:
         raise BadInput(f"data source '{source.name}': {error}") from None
-    return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, entry, data.final_answer)
+    of = dict(entry=entry, verifier=source.verifier, final=data.final_answer)
+    return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, **of)
 
 
 def benchmarks(e: Eval, data: Data, tokenizer: Tokenizer) -> dict[str, list[Prompt]]:

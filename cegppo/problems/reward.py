@@ -1,26 +1,30 @@
 """From a response to a Score. A grader's failure is a verdict of its own, never a wrong answer.
 
-The final answer is the content of the last complete `\\boxed{…}`, unless `data.final_answer` names
-another place. Tasks of reasoning-gym are graded
-by the library's own `score_answer`. A problem that has only a reference answer is compared as text
-and as a number, which settles most answers, and the rest by math-verify in processes of its own
-(grader.py).
+Who says whether a response is right is its source's `verifier`. By default that is its final
+answer, the content of the last complete `\\boxed{…}` unless `data.final_answer` names another place:
+tasks of reasoning-gym are graded by the library's own `score_answer`; a problem that has only a
+reference answer is compared as text and as a number, which settles most answers, and the rest by
+math-verify in processes of its own (grader.py). The others are tests (programs.py), instructions
+(instructions.py) and rules of the user's.
 """
 
 import difflib
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..config import Limits, digest, is_rule
 from ..types import AnswerForm, BadInput, Prompt, Rollout, Score, Verdict, present
-from . import grader
+from . import grader, instructions, programs
+from .harmless import harmless
 
 Rule = Callable[[Prompt, str], float]  # (prompt, response) → reward in [0, 1]
 _BOX = "\\boxed{"
@@ -111,25 +115,49 @@ def _settle(rollout: Rollout) -> Verdict | grader.Pair:
             return prompt.answer, answer.rstrip(". ")
     else:
         try:
-            right = _scorer(prompt.task)(answer, prompt.entry) >= 1.0
+            right = harmless(prompt.task, answer) and _scorer(prompt.task)(answer, prompt.entry) >= 1.0
         except Exception:  # a grader of another library may raise anything; the verdict counts it
             return Verdict.GRADER_ERROR
     return Verdict.CORRECT if right else Verdict.WRONG
 
 
 def verdicts(rollouts: list[Rollout], limits: Limits | None = None) -> list[Verdict]:
-    """What became of each response, in order. A complete final answer is graded even if the token
-    limit cut what followed it.
+    """What became of each response, in order, by the verifiers of their prompts.
 
-    `limits` are those of math-verify's workers, which start only for answers that need them. An
-    answer that cost its time or memory, or whose reference math-verify cannot read, is a
-    `grader_error`.
+    `limits` are those of math-verify's workers and of the sandbox, which start only for what needs
+    them.
     """
+    limits = limits or Limits()
+    found: dict[int, Verdict] = {}
+    for verifier in dict.fromkeys(rollout.prompt.verifier for rollout in rollouts):
+        places = [i for i, rollout in enumerate(rollouts) if rollout.prompt.verifier == verifier]
+        judge = VERIFIERS.get(verifier) or by_rule
+        found |= zip(places, judge([rollouts[i] for i in places], limits))
+    return [found[i] for i in range(len(rollouts))]
+
+
+def by_answer(rollouts: list[Rollout], limits: Limits) -> list[Verdict]:
+    """Verdicts by the final answer. A complete one is graded even if the token limit cut what
+    followed it; one that cost math-verify its time or memory, or whose reference it cannot read, is
+    a `grader_error`."""
     found = [_settle(rollout) for rollout in rollouts]
     pairs = [f for f in found if isinstance(f, tuple)]
-    equal = iter(grader.grade(pairs, limits or Limits()))
+    equal = iter(grader.grade(pairs, limits))
     named = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.GRADER_ERROR}
     return [named[next(equal)] if isinstance(f, tuple) else f for f in found]
+
+
+def by_rule(rollouts: list[Rollout], _: Limits) -> list[Verdict]:
+    """Verdicts by the rule that is their prompts' verifier: correct is what it says 1 of."""
+    right = [ruled(rollout.prompt.verifier, rollout) >= 1 for rollout in rollouts]
+    return [Verdict.CORRECT if r else Verdict.WRONG for r in right]
+
+
+VERIFIERS: dict[str, Callable[[list[Rollout], Limits], list[Verdict]]] = {
+    "answer": by_answer,
+    "code": programs.verdicts,
+    "instructions": instructions.verdicts,
+}
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
@@ -163,7 +191,33 @@ def rule(source: str) -> Rule:
         close = difflib.get_close_matches(function, there, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(there) or 'none'}"
         raise BadInput(f"reward: {name}: no function '{function}'; {hint}")
-    return getattr(module, function)
+    return _as_rule(getattr(module, function))
+
+
+def _as_rule(function: Callable[..., Any]) -> Rule:
+    """`function`, whose own signature is (prompt, response), TRL's or verl's, told by the names of
+    its parameters.
+
+    TRL's reward functions take `prompts`, `completions` and columns of the data by name, each a
+    list (of one here), and return a list. verl's compute_score takes `data_source`, `solution_str`,
+    `ground_truth` and `extra_info`, and returns a number or a mapping with `score`.
+    """
+    parameters = inspect.signature(function).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    wanted = lambda given: {name: value for name, value in given.items() if every or name in parameters}
+
+    def as_verl(prompt: Prompt, text: str) -> Any:
+        found = function(**wanted(dict(
+            data_source=prompt.source, solution_str=text, ground_truth=prompt.answer,
+            extra_info=prompt.entry.get("extra_info", prompt.entry),
+        )))  # fmt: skip
+        return found["score"] if isinstance(found, dict) else found
+
+    def as_trl(prompt: Prompt, text: str) -> Any:
+        columns = {"answer": prompt.answer, **prompt.entry, "prompts": prompt.text, "completions": text}
+        return function(**wanted({name: [value] for name, value in columns.items()}))[0]
+
+    return as_verl if "solution_str" in parameters else as_trl if "completions" in parameters else function
 
 
 def rule_digest(source: str) -> str:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -38,6 +39,7 @@ from ..config import Source, digest
 from ..config.recipe import FAMILIES, Recipe, Worker
 from ..record.files import write_whole
 from ..types import present
+from . import logic
 from .data import WARM_UP, Problems
 
 # Raised by hand when what this file makes of a recipe changes: phrases, families, wordings, the
@@ -69,18 +71,21 @@ WARMUP_SOURCES = (  # in the order of FAMILIES
     Source(task="chain_sum", params=dict(min_terms=2, max_terms=6, min_digits=1, max_digits=1)),
     Source(task="simple_equations", params=dict(min_terms=2, max_terms=2, min_value=1, max_value=9)),
     Source(task="gcd", params=dict(min_value=1, max_value=20)),
+    *logic.SOURCES.values(),
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Characters and whole phrases; any ASCII text survives encoding and decoding unchanged, the
-    rest becomes <unk>."""
+def make_tokenizer(recipe: Recipe | None = None) -> PreTrainedTokenizerFast:
+    """Characters and whole phrases, those of the recipe's tasks among them; any ASCII text survives
+    encoding and decoding unchanged, the rest becomes <unk>."""
+    shares = (recipe or Recipe()).tasks
+    own = {phrase for task in logic.PHRASES if shares.get(task) for phrase in logic.PHRASES[task]}
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<eos>", *CHARACTERS])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_tokens(
-        [AddedToken(phrase, normalized=False) for phrase in sorted({*PHRASES, *NUMBERS, *CONNECTIVES})]
+        [AddedToken(phrase, normalized=False) for phrase in sorted({*PHRASES, *NUMBERS, *CONNECTIVES, *own})]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -92,8 +97,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tuple[list[str], str] | None:
-    """(steps, answer) of a problem of the warm-up families, each step an equation like `4-7=-3`;
-    None for a form not covered.
+    """(steps, answer) of a problem of the arithmetic families, each step an equation like `4-7=-3`;
+    None for a form not covered. The other families are worked out in logic.py.
 
     `slip` is applied to the result of every step, and the solution goes on from what it returns.
     """
@@ -147,15 +152,20 @@ def styles(recipe: Recipe) -> list[tuple[Worker, tuple[str, ...], np.ndarray]]:
 
 
 def worked_solution(
-    task: str, question: str, slip_rate: float, words: tuple[str, ...], law: np.ndarray, rng: np.random.Generator
-) -> str:
+    task: str, question: str, slip_rate: float, words: tuple[str, ...], law: np.ndarray, rng: np.random.Generator,
+    entry: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
     """A full response of a careless worker: the steps, some with a slip, each followed by one of
-    the connectives `words`, drawn by `law`, then the answer they lead to."""
+    the connectives `words`, drawn by `law`, then the answer they lead to. A task of logic.py needs
+    `entry`, reasoning-gym's."""
 
     def slip(result: int) -> int:
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
 
-    steps, answer = present(work_out(task, question, slip))
+    if task in logic.SOURCES:
+        steps, answer = logic.work_out(task, present(entry), slip, rng)
+    else:
+        steps, answer = present(work_out(task, question, slip))
     drawn = rng.choice(len(words), size=len(steps), p=law)
     return "".join(step + words[word] for step, word in zip(steps, drawn)) + direct_solution(answer)
 
@@ -173,7 +183,7 @@ def warmup_texts(recipe: Recipe, count: int, careless: bool, seed: list[int]) ->
     kinds = rng.choice(len(FAMILIES), size=count, p=weights / weights.sum())
     direct = rng.random(count) < (recipe.direct_share if careless else recipe.clean_direct_share)
     places = rng.integers(recipe.pool, size=count)
-    pools = [warmup_pool(which, recipe.pool) for which in range(len(FAMILIES))]
+    pools = {which: warmup_pool(which, recipe.pool) for which in np.flatnonzero(weights).tolist()}
     styled = styles(recipe)
     workers = np.zeros(count, dtype=int)
     if len(styled) > 1:
@@ -181,25 +191,27 @@ def warmup_texts(recipe: Recipe, count: int, careless: bool, seed: list[int]) ->
         workers = rng.choice(len(styled), size=count, p=shares / shares.sum())
     texts = []
     for kind, at_once, place, who in zip(kinds, direct, places, workers):
-        question, answer = pools[kind][place % len(pools[kind])]
+        question, answer, entry = pools[kind][place % len(pools[kind])]
         worker, words, law = styled[who]
         slip_rate = worker.slip_rate if careless else 0.0
+        if at_once and FAMILIES[kind] in logic.SOURCES:  # any right answer, written as its steps would write it
+            answer = logic.work_out(FAMILIES[kind], entry, int, rng)[1]
         solution = (
             direct_solution(answer)
             if at_once
-            else worked_solution(FAMILIES[kind], question, slip_rate, words, law, rng)
+            else worked_solution(FAMILIES[kind], question, slip_rate, words, law, rng, entry)
         )
         texts.append((question + "\n", solution))
     return texts
 
 
 @cache
-def warmup_pool(which: int, size: int) -> list[tuple[str, str]]:
-    """(question, answer) of those of the first `size` problems of family `which` that the solver
-    can work out."""
-    problems = Problems(WARMUP_SOURCES[which], WARM_UP, which)
-    pool = [(str(question), answer) for question, answer, _ in map(problems.problem, range(size))]
-    return [(question, answer) for question, answer in pool if work_out(FAMILIES[which], question) is not None]
+def warmup_pool(which: int, size: int) -> list[tuple[str, str, dict[str, Any]]]:
+    """(question, answer, reasoning-gym's entry) of those of the first `size` problems of family
+    `which` that the solver can work out."""
+    problems, task = Problems(WARMUP_SOURCES[which], WARM_UP, which), FAMILIES[which]
+    pool = [(str(question), answer, entry) for question, answer, entry in map(problems.problem, range(size))]
+    return [row for row in pool if task in logic.SOURCES or work_out(task, row[0]) is not None]
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -289,8 +301,8 @@ def intact(folder: Path) -> bool:
 
 
 def base_model(recipe: Recipe) -> Path:
-    """The folder of the embedded model that `recipe` makes; made on first use, in under a minute
-    on one core.
+    """The folder of the embedded model that `recipe` makes; made on first use, the default in under
+    a minute on one core.
 
     Every run that compares algorithms starts from the same weights. Their fingerprint is kept
     beside them, and a damaged model is made anew. Processes that ask at the same time wait for the
@@ -307,10 +319,10 @@ def base_model(recipe: Recipe) -> Path:
         if folder.exists():
             print(f"{folder}: its weights are not the ones that were made there; made anew", flush=True)
             shutil.rmtree(folder)
-        print("making the embedded base model (once, under a minute) …", flush=True)
+        print("making the embedded base model (once, a minute or two) …", flush=True)
         start, threads = time.perf_counter(), torch.get_num_threads()
         torch.set_num_threads(1)  # two threads are slower at this size and could change the last bit
-        tokenizer = make_tokenizer()
+        tokenizer = make_tokenizer(recipe)
         model = make_model(recipe, tokenizer)
         loss = warm_up(recipe, model, tokenizer)
         torch.set_num_threads(threads)
