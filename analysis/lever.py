@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from . import arms as naming
 from . import evolution, ledger, load, stats
 from .stats import Triple
 
@@ -188,8 +189,8 @@ def foretold(results: Path) -> list[Foretold]:
 
 def same(one: dict, other: dict) -> bool:
     """Whether two configurations differ in nothing but the loss's β, in names and in what is
-    looked at, which changes no run."""
-    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "diagnostics")
-    bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, "loss")}
+    looked at, which changes no run. A key that one lacks may be younger than that run."""
+    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "tensorboard", "diagnostics", "loss")
+    differ = naming.differing([naming.flat(one), naming.flat(other)])
     clip = lambda settings: {k: v for k, v in settings["loss"].items() if k not in ("name", "beta1", "beta2")}
-    return bare(one) == bare(other) and clip(one) == clip(other)
+    return clip(one) == clip(other) and all(naming.under(key, names) for key in differ)

@@ -23,7 +23,8 @@ controllers.entropic
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 ranks config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
-record.files record.pack record.read record.keep record.aside record.seen record.provenance record.mirror record.run
+record.files record.pack record.read record.keep record.aside record.seen record.provenance record.histograms
+record.mirror record.to_wandb record.to_tensorboard record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage
 model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory

@@ -15,8 +15,8 @@ from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
-    "steps", "results", "run_dir", "arm", "wandb", "checkpoint_every", "diagnostics.every", "diagnostics.max_tokens",
-    "diagnostics.parts", "diagnostics.influence_tokens", "grader",
+    "steps", "results", "run_dir", "arm", "wandb", "tensorboard", "checkpoint_every", "diagnostics.every",
+    "diagnostics.max_tokens", "diagnostics.parts", "diagnostics.influence_tokens", "grader",
     "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
     "update.offload_optimizer",
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
@@ -200,6 +200,11 @@ class Diagnostics:
 class Wandb:
     mode: Literal["online", "offline", "disabled"] | None = knob(None, "default: WANDB_MODE, else offline")
     project: str = knob("cegppo", "wandb's name for a set of runs")
+    tags: list[str] = knob([], "of the run, besides its method, loss and reward")
+    token_rows: int = knob(
+        100, "rows of a token record shown in a table, those that moved the entropy most; 0: none", least=0, most=10000
+    )
+    token_files: bool = knob(False, "upload the token records too, as artifacts")
 
 
 @dataclass
@@ -256,6 +261,9 @@ class Config:
     grader: Limits = field(default_factory=Limits)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     wandb: Wandb = field(default_factory=Wandb)
+    tensorboard: bool = knob(
+        False, "event files for TensorBoard in tensorboard/ of the run's folder; needs [tensorboard]"
+    )
 
     @property
     def folder(self) -> Path:
