@@ -16,7 +16,7 @@ from .. import controllers, losses
 from ..knobs import schedule_problem
 from ..types import BadInput
 from .reference import places
-from .schema import SAMPLING, Config, Source, flatten, kinds, types_of
+from .schema import SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
 GUARD = 1000  # a largest value from here on is a guard, not a meaning
@@ -191,8 +191,8 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclas
 
 
 def _numbers(value: Any) -> list[float]:
-    """The numbers in a value or in its list."""
-    values = value if isinstance(value, list) else [value]
+    """The numbers in a value, in its list, or that its schedule takes."""
+    values = [v[1] if isinstance(v, list) else v for v in value] if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
 
 
@@ -204,6 +204,11 @@ def check_values(config: Config, origin: Origin) -> None:
     flat = {}
     for key, value, knob in _leaves(config):
         flat[key] = value
+        if key in SCHEDULES and isinstance(value, list):
+            problem = schedule_problem(value, config.steps)
+            if problem or len(_numbers(value)) < len(value):
+                problem = problem or "a schedule takes numbers"
+                raise BadInput(f"{origin.get(key, 'default')}: {key}: {problem}")
         for number in _numbers(value):
             if problem := _beyond(number, knob):
                 leave = " (leave it out for the default)" if knob.default is None else ""

@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
     "rollout.vllm.max_mismatch",
 )  # fmt: skip
+SCHEDULES = ("update.lr", "critic.lr")  # keys besides a loss's knobs that may change over a run
 LEDGER = ("diagnostics.every", "diagnostics.influence_tokens")  # keys of those that the ledger's numbers rest on
 SAMPLING = ("k", "temperature", "top_p", "max_tokens")  # keys of eval that a benchmark may have of its own
 # Knobs of a loss that had another name when runs were recorded: {loss: {old name: name}}.
@@ -127,8 +128,11 @@ class Advantage:
 
 @dataclass
 class Update:
-    lr: float = knob(1e-6, "learning rate of AdamW", least=0, most=10)
-    warmup_steps: int = knob(0, "steps in which the learning rate rises to lr", least=0)
+    lr: float | list[Any] = knob(
+        1e-6, "learning rate of AdamW, or its schedule, as a knob of a loss: [[0, 1e-6], [100%, 0.0, cosine]]",
+        least=0, most=10,
+    )  # fmt: skip
+    warmup_steps: int = knob(0, "steps in which the learning rate rises to lr, or to its schedule", least=0)
     weight_decay: float = knob(0.0, "of AdamW", least=0)
     beta1: float = knob(0.9, "of AdamW, not of CE-GPPO", least=0, below=1)
     beta2: float = knob(0.999, "of AdamW, not of CE-GPPO", least=0, below=1)
@@ -160,7 +164,7 @@ class Update:
 
 @dataclass
 class Critic:
-    lr: float = knob(1e-5, "learning rate of its AdamW", least=0, most=10)
+    lr: float | list[Any] = knob(1e-5, "learning rate of its AdamW, or its schedule", least=0, most=10)
     clip: float = knob(
         0.5, "the value may leave its old estimate by at most this much before the loss stops pulling", least=0
     )
@@ -282,10 +286,10 @@ class Config:
         # A controller that reads the ledger makes what is looked at a part of what is trained.
         read = LEDGER if self.controller.get("levers") == "ledger" else ()
         made = {k: v for k, v in flat.items() if k in read or not under(k, NOT_IDENTITY)}
-        for section, values in (("loss", self.loss), ("controller", self.controller)):
-            for key, value in values.items():
-                if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
-                    made[f"{section}.{key}"] = [[first_step(when, self.steps), *rest] for when, *rest in value]
+        for key, value in flat.items():
+            if isinstance(value, list) and (key in SCHEDULES or key.startswith(("loss.", "controller."))):
+                # By steps: a share of the run is another schedule in a longer run.
+                made[key] = [[first_step(when, self.steps), *rest] for when, *rest in value]
         return made
 
 
