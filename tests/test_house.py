@@ -21,7 +21,7 @@ ORDER = """
 types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
 controllers.entropic
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
-ranks config.recipe config.schema config.reference config.checks config.values config.layers config
+ranks shipped config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
 record.files record.pack record.read record.keep record.aside record.seen record.provenance record.histograms
 record.mirror record.to_wandb record.to_tensorboard record.run
@@ -31,6 +31,8 @@ model.parallel model.head model.attention model.policy model.critic model.optimi
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen
+verbs verbs.train verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff verbs.keep
+verbs.report verbs.advise cli __main__
 """.split()
 
 
