@@ -59,10 +59,11 @@ class Trainer:
         with ranks.together():  # before any weights are exchanged, for which every rank must be there
             memory.check(c, path, shards=ranks.world())
             self.policy = load_policy(path, c.model, c.rollout.temperature, c.update.micro_batch_tokens)
-        self.reference = self.policy.frozen_copy().shard() if c.update.kl_coef else None
         self.critic = Critic(self.policy).shard() if c.advantage.kind == "gae" else None
+        self.policy.adapt(c.model.lora, c.seed)
+        self.reference = self.policy.frozen_copy().shard() if c.update.kl_coef else None
         self.policy.shard()
-        self.optimizer = adamw(self.policy.model.parameters(), self.rate(c.update.lr), c.update)
+        self.optimizer = adamw(self.policy.trained(), self.rate(c.update.lr), c.update)
         made = benchmarks(c.eval, c.data, self.policy.tokenizer)
         self.held_out = {prompt.text for prompts in made.values() for prompt in prompts}
         self.stream = PromptStream(c.data, c.seed, self.policy.tokenizer, self.held_out)

@@ -27,7 +27,7 @@ record.files record.pack record.read record.keep record.aside record.seen record
 record.mirror record.to_wandb record.to_tensorboard record.run
 problems.grader problems.reward problems.counts problems.completions problems.data problems.testbed
 problems.stories advantage
-model.parallel model.head model.attention model.policy model.critic model.optimizer model.memory
+model.parallel model.lora model.head model.attention model.policy model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer train sweep.launch sweep.grid sweep.search sweep.estimate
 sweep.command screen

@@ -64,6 +64,15 @@ class Data:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters that train beside frozen weights; needs [lora]. docs/lora.md."""
+
+    rank: int = knob(0, "of the adapters; 0: none, and all weights train", least=0, most=4096)
+    alpha: float = knob(16.0, "they are added times alpha / rank", above=0)
+    targets: list[str] = knob([], "names of the linear layers that get one (q_proj, …); default: all but the head")
+
+
+@dataclass
 class Model:
     path: str = knob(
         "testbed", 'a folder or hub id for from_pretrained; "testbed": the embedded model, made on first use'
@@ -79,6 +88,7 @@ class Model:
     head_chunk: int = knob(
         256, "MiB of logits held at a time; more are computed in blocks and again in the backward pass", least=1
     )
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
