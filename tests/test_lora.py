@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 
 import run as front_door
+from cegppo.model import memory
 from cegppo.model.policy import Policy
 from cegppo.record.files import read_lines
 from cegppo.record.run import checkpoint
@@ -46,6 +47,16 @@ def test_only_adapters_train_and_they_start_as_nothing(tiny):
     moved = {name for name, p in trainer.policy.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == names
     assert sum(p.numel() for p in trainer.optimizer.param_groups[0]["params"]) == sum(before[n].numel() for n in names)
+
+
+def test_the_estimate_of_memory_counts_what_trains(tiny):
+    trainer = adapted(tiny, "update.kl_coef=0.1")
+    many = sum(p.numel() for p in trainer.policy.trained())
+    whole = plain(trainer).model
+    found = memory.estimate(trainer.config, whole, "cpu")
+    assert found["gradients"] == found["adapters"] == 4 * many and found["optimizer"] == 8 * many
+    assert found["weights"] == found["merged"] == 4 * sum(p.numel() for p in whole.parameters())
+    assert "reference" not in found
 
 
 def test_samplers_get_merged_weights(tiny):
