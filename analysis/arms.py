@@ -8,7 +8,8 @@ from . import style
 
 # Keys that change no run, or that only name it.
 NAMES = (
-    "experiment", "arm", "seed", "results", "run_dir", "report", "wandb", "grader", "diagnostics", "eval_every",
+    "experiment", "arm", "seed", "results", "run_dir", "report", "wandb", "tensorboard", "grader", "diagnostics",
+    "eval_every",
     "checkpoint_every", "threads", "model.device", "update.micro_batch_tokens", "rollout.vllm",
 )  # fmt: skip
 # What a method sets: said where arms of one method differ in it, else the method says it.

@@ -190,7 +190,8 @@ def same(one: dict, other: dict) -> bool:
     """Whether two configurations differ in nothing but the loss's β, in names and in what is
     looked at, which changes no run. A key that only one of them has came with a later version,
     whose default is what was done before; only a controller is never taken for its default."""
-    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "wandb", "diagnostics", "controller")
+    names = ("experiment", "arm", "seed", "method", "results", "run_dir", "report", "wandb", "tensorboard")
+    names += ("diagnostics", "controller")
     bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, "loss")}
     clip = lambda settings: {k: v for k, v in settings["loss"].items() if k not in ("name", "beta1", "beta2")}
     control = lambda settings: settings.get("controller", {"name": "none"})

@@ -6,12 +6,11 @@ whole whatever the number of ranks) and state.json, in which each small part has
 
 import errno
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -68,16 +67,14 @@ def restore(folder: Path, policy: Policy, large: dict[str, Large], small: dict[s
     """Continue from `folder`, bit for bit. Raises BadInput when it cannot be read."""
     state = read_state(folder)
     with readable(folder):
-        left = parallel.load(policy.model, stored(folder / "model.safetensors"), strict=False)
-        if left.unexpected_keys or set(left.missing_keys) - set(policy.model.all_tied_weights_keys):
-            raise BadInput(f"{folder}: holds another model than the one that this run trains")
+        policy.restore(folder)
         for name, part in large.items():
             if isinstance(part, nn.Module):
-                parallel.load(part, stored(folder / f"{name}.safetensors"))
+                parallel.load(part, parallel.stored(folder / f"{name}.safetensors"))
             elif isinstance(part, torch.optim.Optimizer):
                 load_optimizer(part, folder / f"{name}.safetensors")
             else:
-                part.load_state_dict(dict(stored(folder / f"{name}.safetensors")))
+                part.load_state_dict(dict(parallel.stored(folder / f"{name}.safetensors")))
         for name, small_part in small.items():
             if name in state:  # a part that is younger than the checkpoint starts afresh
                 small_part.restore(state[name])
@@ -109,13 +106,6 @@ def save_tensors(tensors: dict[str, Tensor], folder: Path | None, name: str) -> 
         save_file(made, folder / name)
 
 
-def stored(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a safetensors file, one in memory at a time."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():
-            yield name, file.get_tensor(name)
-
-
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state as named tensors: `<parameter number>.<exp_avg|exp_avg_sq|step>`."""
     return {f"{i}.{k}": v for i, entry in optimizer.state_dict()["state"].items() for k, v in entry.items()}
@@ -124,7 +114,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in stored(path):
+    for name, value in parallel.stored(path):
         number, key = name.split(".")
         state.setdefault(int(number), {})[key] = parallel.like(value, parameters[int(number)])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

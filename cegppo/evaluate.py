@@ -26,6 +26,7 @@ from .record.read import packed, read_config
 from .record.run import checkpoint, fingerprint
 from .rollout import divided
 from .rollout.divided import DividedSampler
+from .shipped import find
 from .types import BadInput, Prompt, Rollout, Verdict, present
 
 SEEN_PROMPTS = 8  # of an evaluation inside training, whose completions are kept; at least one a benchmark
@@ -248,6 +249,7 @@ def _no_code_of_others(target: Path, config: Config, overrides: list[str]) -> No
 
 def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
     """(configuration, model, folder to write to, name of what is evaluated, its step)."""
+    target = find(target)
     if target.is_dir():
         if not (target / "config.yaml").is_file() and not packed(target):
             raise BadInput(f"{target}: holds no config.yaml; not a run's folder")

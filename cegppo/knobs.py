@@ -146,8 +146,8 @@ def _beyond_least(least: float | None, above: float | None) -> str:
 
 
 def numbers(value: Any) -> list[float]:
-    """The numbers in a value or in its list."""
-    values = value if isinstance(value, list) else [value]
+    """The numbers in a value, in its list, or that its schedule takes."""
+    values = [v[1] if isinstance(v, list) else v for v in value] if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
 
 

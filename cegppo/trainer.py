@@ -22,7 +22,7 @@ from .instrument.entropy import ClassRule
 from .instrument.ledger import Ledger
 from .instrument.tally import Tally
 from .instrument.tokens import TokenRecord
-from .knobs import Knobs
+from .knobs import Knobs, knob_at
 from .model import memory
 from .model.critic import Critic, with_values
 from .model.optimizer import adamw, set_lr
@@ -50,6 +50,7 @@ class Trainer:
 
     def __init__(self, config: Config):
         self.config, c = config, config
+        self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
         embedded = c.model.path == "testbed"
         path = str(testbed.base_model(c.testbed)) if embedded else c.model.path
         self.start_weights = testbed.weights_digest(Path(path)) if embedded else None
@@ -59,10 +60,11 @@ class Trainer:
         with ranks.together():  # before any weights are exchanged, for which every rank must be there
             memory.check(c, path, shards=ranks.world())
             self.policy = load_policy(path, c.model, c.rollout.temperature, c.update.micro_batch_tokens)
-        self.reference = self.policy.frozen_copy().shard() if c.update.kl_coef else None
         self.critic = Critic(self.policy).shard() if c.advantage.kind == "gae" else None
+        self.policy.adapt(c.model.lora, c.seed)
+        self.reference = self.policy.frozen_copy().shard() if c.update.kl_coef else None
         self.policy.shard()
-        self.optimizer = adamw(self.policy.model.parameters(), c.update.lr, c.update)
+        self.optimizer = adamw(self.policy.trained(), self.rate(c.update.lr), c.update)
         made = benchmarks(c.eval, c.data, self.policy.tokenizer)
         self.held_out = {prompt.text for prompts in made.values() for prompt in prompts}
         self.stream = PromptStream(c.data, c.seed, self.policy.tokenizer, self.held_out)
@@ -74,7 +76,6 @@ class Trainer:
         self.knobs, self.controller = knobs_of(c), controller_of(c)
         self.rule = ClassRule(c.diagnostics.classes, c.diagnostics.threshold)
         self.probe = Probe()
-        self.step, self.elapsed = 0, 0.0  # steps done, and the seconds in them
         self.best = float("-inf")  # highest mean accuracy of an evaluation so far
         self.tokens: TokenRecord | None = None  # of the last step, when it was recorded
         self.polarity: dict[str, float] = {}  # of the last step, where advantages are weighted by it
@@ -82,7 +83,7 @@ class Trainer:
         # What a checkpoint holds besides the policy, by the names of its files and keys.
         self.large: dict[str, checkpoint.Large] = {"optimizer": self.optimizer}
         if self.critic is not None:
-            self.critic_optimizer = adamw(self.critic.parameters(), c.critic.lr, c.update)
+            self.critic_optimizer = adamw(self.critic.parameters(), self.rate(c.critic.lr), c.update)
             self.large |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         self.large |= self.explorer.large()
         self.small: dict[str, checkpoint.Stateful] = {"stream": self.stream, "probe": self.probe, "knobs": self.knobs}
@@ -94,6 +95,10 @@ class Trainer:
     def objective(self) -> Objective:
         """Of the step under way."""
         return objective_of(self.config, self.knobs, self.step, self.controller)
+
+    def rate(self, value: Any) -> float:
+        """A learning rate, which may be a schedule, in the step under way."""
+        return float(knob_at(value, self.step, self.config.steps))
 
     # -- the stations of a step
 
@@ -168,7 +173,7 @@ class Trainer:
         x = self.batch(collected) if collected.trained else None
         if x is not None:
             self._verify(x)
-        rate = c.update.lr * min(1.0, (step + 1) / max(1, c.update.warmup_steps))
+        rate = self.rate(c.update.lr) * min(1.0, (step + 1) / max(1, c.update.warmup_steps))
         set_lr(self.optimizer, rate)
         minis = self.mini_batches(x) if x is not None else []
         waits = self.critic is not None and step < c.critic.warmup_steps
@@ -177,6 +182,7 @@ class Trainer:
         critic: dict[str, float] = {}
         if self.critic is not None:
             k = c.critic
+            set_lr(self.critic_optimizer, self.rate(k.lr))
             for number, mini in enumerate(minis):
                 with self._may_skip(number):
                     update_critic(
@@ -197,6 +203,8 @@ class Trainer:
             made |= self.controller.knobs()
             if norms and "update.entropy_coef" in self.controller.values:
                 made.setdefault("loss/entropy", 0.0)  # a coefficient of 0 has no term
+        if self.critic is not None and isinstance(c.critic.lr, list):
+            made["critic/lr"] = self.rate(c.critic.lr)
         if c.update.on_nonfinite == "skip":
             made["update/skipped"] = float(len(self.broken))
         if self.policy.micro_batch_tokens < c.update.micro_batch_tokens:

@@ -23,19 +23,21 @@ controllers.entrocraft controllers.entropic controllers.oscillating controllers.
 controllers.repo_r controllers.stare explore explore.aepo explore.improper explore.oger explore.uec_rl
 instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
 plugins plugins.batch plugins.verl_names plugins.verl plugins.verl_entry
-ranks config.recipe config.schema config.reference config.checks config.values config.layers config
+ranks shipped config.recipe config.schema config.reference config.checks config.values config.layers config
 config.__main__
-record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again record.mirror
-record.run
+record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again
+record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
 problems.grader problems.sandbox problems.programs problems.instructions problems.harmless
 problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
-model.parallel model.head plugins.verl_statistics model.attention model.policy model.gguf model.critic model.optimizer
-model.memory
+model.parallel model.lora model.head plugins.verl_statistics model.attention model.policy model.gguf model.critic
+model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer curves train sweep.launch sweep.verl sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
+verbs verbs.report verbs.train verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff verbs.keep
+verbs.advise cli __main__
 """.split()
 
 

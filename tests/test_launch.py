@@ -13,7 +13,7 @@ from analysis import load
 from cegppo.record.files import read_lines
 from cegppo.record.keep import keep
 from cegppo.record.read import read_meta, read_metrics
-from cegppo.sweep import grid, launch, search
+from cegppo.sweep import command, grid, launch, search
 from cegppo.types import BadInput
 
 from .test_config import ROOT, run
@@ -259,10 +259,35 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
     complete = [row for row in rows if row["state"] == "complete"]
     assert all(row["value"] == row["params"]["loss.beta1"] for row in complete)
     assert f"trial{max(complete, key=lambda r: r['value'])['trial']:03d}" in work.best()
+    ranked = [f"trial{row['trial']:03d}" for row in sorted(complete, key=lambda r: -r["value"])]
+    assert [folder.parts[-2:] for folder in work.leaders(3)] == [(arm, "seed0") for arm in ranked[:3]]
     work.close()
-    with pytest.raises(BadInput, match="holds a search of another space or objective"):
-        (tmp_path / "seek.yaml").write_text(SEARCH.replace("high: 1.0", "high: 2.0"))
-        search.Search(grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"]))
+
+
+class Quiet:
+    """A screen."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_): ...
+
+    def show(self, states): ...
+
+
+def test_a_search_ends_with_a_comparison_of_its_best_trials(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "seek.yaml").write_text(SEARCH.replace("window: 1", "window: 1, prune: false"))
+    monkeypatch.setattr(grid.launch, "launcher", lambda *_: Played())
+    monkeypatch.setattr(grid.time, "sleep", lambda _: None)
+    monkeypatch.setattr(command, "LEADERS", 2)
+    compared, words = [], [str(tmp_path / "seek.yaml"), [f"results={tmp_path / 'results'}", "sweep.seeds=[0,1]"]]
+    assert command.run(*words, Quiet(), lambda *given: compared.append(given)) == 0
+    ranked = sorted(read_lines(tmp_path / "results" / "seek" / "trials.jsonl"), key=lambda row: -row["value"])
+    best = [f"trial{row['trial']:03d}" for row in ranked[:2]]
+    wanted = [tmp_path / "results" / "seek" / arm / f"seed{seed}" for arm in best for seed in (0, 1)]
+    assert compared == [("seek", wanted)]
+    said = capsys.readouterr().out
+    assert "the 2 best trials, chosen by what they are compared in, so optimistic:" in said and "best of 6" in said
 
 
 def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, monkeypatch, capfd):

@@ -137,6 +137,15 @@ def test_exploration_on_two_ranks_is_that_of_one(tiny, tiny_model, tmp_path, nam
     assert last["origin/replay" if name == "uec_rl" else "origin/checkpoint"] > 0
 
 
+def test_adapters_on_two_ranks_are_those_of_one(tiny, tmp_path):
+    options = ["model.lora.rank=2", "update.kl_coef=0.1", "diagnostics.every=2", "diagnostics.probe=5"]
+    train(config.load(tiny, [*options, f"run_dir={tmp_path / 'one'}"])[0], Silent())
+    process = torchrun(ROOT / "run.py", "train", tiny, *options, f"run_dir={tmp_path / 'two'}")
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.mark.slow
 def test_bad_input_is_said_once_and_ends_every_rank(tiny, tmp_path):
     folder = tmp_path / "run"

@@ -14,7 +14,7 @@ from .. import controllers, explore, losses
 from ..knobs import beyond, misfit, nearest, numbers, schedule_problem
 from ..types import BadInput
 from .reference import places
-from .schema import SAMPLING, Config, Source, flatten, kinds, types_of
+from .schema import SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
 VERIFIERS = ("answer", "code", "instructions")
@@ -179,6 +179,11 @@ def check_values(config: Config, origin: Origin) -> None:
     flat = {}
     for key, value, knob in _leaves(config):
         flat[key] = value
+        if key in SCHEDULES and isinstance(value, list):
+            problem = schedule_problem(value, config.steps)
+            if problem or len(numbers(value)) < len(value):
+                problem = problem or "a schedule takes numbers"
+                raise BadInput(f"{origin.get(key, 'default')}: {key}: {problem}")
         for number in numbers(value):
             if problem := beyond(number, knob):
                 leave = " (leave it out for the default)" if knob.default is None else ""

@@ -21,13 +21,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import controllers, explore, losses
+from ..shipped import EXPERIMENTS, find
 from ..types import BadInput, said
 from .checks import check_controller, check_explore, check_keys, check_loss, check_values, nearest
 from .reference import NAMED, meanings
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 Layer = tuple[str, dict[str, Any]]  # where it comes from, as messages and origins name it; a part of the tree
 
 
@@ -47,7 +47,7 @@ def load(
 
     Raises BadInput for anything that cannot be used.
     """
-    path = Path(path)
+    path = find(path)
     named = [item for item in overrides if re.fullmatch(r"model=[^{\[].*", item)]  # beside model.KEY=…, in any order
     cli = parse_overrides([item for item in overrides if item not in named])
     layers = _file_layers(path)

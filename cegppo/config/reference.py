@@ -25,7 +25,9 @@ A key is set in an experiment's YAML or on the command line (`update.lr=3e-5`). 
 run.py train EXPERIMENT.yaml --print` shows every value, where it came from and what it means.
 """
 LOSS = """Knobs of the loss that `loss.name` chooses, a file of `cegppo/losses/`. Each may be a schedule by step:
-`loss.beta1=[[0, 0.0], [58%, 0.5]]`.
+`loss.beta1=[[0, 0.0], [58%, 0.5]]`. An entry says from which step (or share of the run) on which value
+holds; a third word, `linear` or `cosine`, goes there from the entry before. `update.lr` and `critic.lr`
+take the same.
 """
 
 
@@ -96,6 +98,8 @@ def _kind(annotation: Any) -> str:
             made += list(map(str, typing.get_args(kind)))
         elif typing.get_origin(kind) is list and dataclasses.is_dataclass(typing.get_args(kind)[0]):
             made.append("list of keys")
+        elif kind == list[Any]:
+            made.append("schedule")
         elif kind is not type(None):
             made.append("dict" if typing.get_origin(kind) is dict else str(getattr(kind, "__name__", kind)))
     return " or ".join(made)

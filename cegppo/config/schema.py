@@ -15,13 +15,14 @@ from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
-    "steps", "results", "run_dir", "arm", "report", "wandb", "checkpoint_every",
+    "steps", "results", "run_dir", "arm", "report", "wandb", "tensorboard", "checkpoint_every",
     "diagnostics.every", "diagnostics.max_tokens", "diagnostics.parts", "diagnostics.influence_tokens", "grader",
     "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
     "update.offload_optimizer",
     "rollout.vllm.memory_share", "rollout.vllm.max_rows", "rollout.vllm.sleep", "rollout.vllm.tensor_parallel",
     "rollout.vllm.max_mismatch",
 )  # fmt: skip
+SCHEDULES = ("update.lr", "critic.lr")  # keys besides a loss's knobs that may change over a run
 LEDGER = ("diagnostics.every", "diagnostics.influence_tokens")  # keys of those that the ledger's numbers rest on
 SAMPLING = ("k", "temperature", "top_p", "max_tokens")  # keys of eval that a benchmark may have of its own
 # Knobs of a loss that had another name when runs were recorded: {loss: {old name: name}}.
@@ -72,6 +73,15 @@ class Data:
 
 
 @dataclass
+class Lora:
+    """Low-rank adapters that train beside frozen weights; needs [lora]. docs/lora.md."""
+
+    rank: int = knob(0, "of the adapters; 0: none, and all weights train", least=0, most=4096)
+    alpha: float = knob(16.0, "they are added times alpha / rank", above=0)
+    targets: list[str] = knob([], "names of the linear layers that get one (q_proj, …); default: all but the head")
+
+
+@dataclass
 class Model:
     path: str = knob(
         "testbed", 'a folder or hub id for from_pretrained; "testbed": the embedded model, made on first use'
@@ -87,6 +97,7 @@ class Model:
     head_chunk: int = knob(
         256, "MiB of logits held at a time; more are computed in blocks and again in the backward pass", least=1
     )
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
@@ -143,8 +154,11 @@ class Advantage:
 
 @dataclass
 class Update:
-    lr: float = knob(1e-6, "learning rate of AdamW", least=0, most=10)
-    warmup_steps: int = knob(0, "steps in which the learning rate rises to lr", least=0)
+    lr: float | list[Any] = knob(
+        1e-6, "learning rate of AdamW, or its schedule, as a knob of a loss: [[0, 1e-6], [100%, 0.0, cosine]]",
+        least=0, most=10,
+    )  # fmt: skip
+    warmup_steps: int = knob(0, "steps in which the learning rate rises to lr, or to its schedule", least=0)
     weight_decay: float = knob(0.0, "of AdamW", least=0)
     beta1: float = knob(0.9, "of AdamW, not of CE-GPPO", least=0, below=1)
     beta2: float = knob(0.999, "of AdamW, not of CE-GPPO", least=0, below=1)
@@ -176,7 +190,7 @@ class Update:
 
 @dataclass
 class Critic:
-    lr: float = knob(1e-5, "learning rate of its AdamW", least=0, most=10)
+    lr: float | list[Any] = knob(1e-5, "learning rate of its AdamW, or its schedule", least=0, most=10)
     clip: float = knob(
         0.5, "the value may leave its old estimate by at most this much before the loss stops pulling", least=0
     )
@@ -216,6 +230,11 @@ class Diagnostics:
 class Wandb:
     mode: Literal["online", "offline", "disabled"] | None = knob(None, "default: WANDB_MODE, else offline")
     project: str = knob("cegppo", "wandb's name for a set of runs")
+    tags: list[str] = knob([], "of the run, besides its method, loss and reward")
+    token_rows: int = knob(
+        100, "rows of a token record shown in a table, those that moved the entropy most; 0: none", least=0, most=10000
+    )
+    token_files: bool = knob(False, "upload the token records too, as artifacts")
 
 
 @dataclass
@@ -279,6 +298,9 @@ class Config:
     grader: Limits = field(default_factory=Limits)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     wandb: Wandb = field(default_factory=Wandb)
+    tensorboard: bool = knob(
+        False, "event files for TensorBoard in tensorboard/ of the run's folder; needs [tensorboard]"
+    )
 
     @property
     def folder(self) -> Path:
@@ -297,10 +319,10 @@ class Config:
         # A controller that reads the ledger makes what is looked at a part of what is trained.
         read = LEDGER if self.controller.get("levers") == "ledger" else ()
         made = {k: v for k, v in flat.items() if k in read or not under(k, NOT_IDENTITY)}
-        for section, values in (("loss", self.loss), ("controller", self.controller)):
-            for key, value in values.items():
-                if isinstance(value, list):  # by steps: a share of the run is another schedule in a longer run
-                    made[f"{section}.{key}"] = [[first_step(when, self.steps), *rest] for when, *rest in value]
+        for key, value in flat.items():
+            if isinstance(value, list) and (key in SCHEDULES or key.startswith(("loss.", "controller."))):
+                # By steps: a share of the run is another schedule in a longer run.
+                made[key] = [[first_step(when, self.steps), *rest] for when, *rest in value]
         return made
 
 

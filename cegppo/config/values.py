@@ -32,7 +32,8 @@ def typed(value: Any, annotation: Any, where: Callable[[str], str], key: str) ->
     allowed = kinds(annotation)
     if annotation is Any or typing.get_origin(allowed[0]) is typing.Literal or value is None and type(None) in allowed:
         return value
-    kind = allowed[0]
+    lists = [kind for kind in allowed if typing.get_origin(kind) is list]
+    kind = lists[0] if lists and isinstance(value, list) else allowed[0]  # a number, or its schedule
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return {name: typed(v, types_of(kind)[name], where, f"{key}.{name}") for name, v in value.items()}
     if typing.get_origin(kind) is list:

@@ -19,6 +19,7 @@ from .. import ranks
 from ..config import Config
 from ..explore import improper
 from ..types import BadInput, said
+from . import lora
 from .head import BLOCK_BYTES
 from .policy import Policy, choose_device
 
@@ -33,19 +34,22 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
     `shards`: processes that share weights."""
     c, m, update = model.config, config.model, config.update
     parameters = sum(p.numel() for p in model.parameters())
+    trained = lora.size(model, m.lora) if m.lora.rank else parameters
     decoder = sum(p.numel() for p in model.get_decoder().parameters())
     moments = 0 if update.offload_optimizer and device != "cpu" else 8
-    made: dict[str, float] = {"weights": 4 * parameters, "gradients": 4 * parameters, "optimizer": moments * parameters}
+    made: dict[str, float] = {"weights": 4 * parameters, "gradients": 4 * trained, "optimizer": moments * trained}
+    if m.lora.rank:  # with its adapters; and, while it samples, with what they are merged into
+        made |= {"adapters": 4 * trained, "merged": 4 * parameters}
     if m.dtype == "bfloat16":
         made["bf16 weights"] = 2 * parameters
-    if update.kl_coef:
+    if update.kl_coef and not m.lora.rank:
         made["reference"] = 4 * parameters
     if config.advantage.kind == "gae":
         made["critic"] = (8 + moments) * decoder
     if config.diagnostics.every:  # parameters before and after an update, and a direction
         # Its parts: nine cells' gradients, the same scaled; the step in three, and the
         # parameters twice.
-        made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * parameters
+        made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * trained
     made = {name: value / shards for name, value in made.items()}
     if config.explore["name"] == "improper":  # checkpoints that sample, whole on every rank
         frozen = sum(bool(b.checkpoint) for b in improper.behaviours(config.explore["samplers"]))

@@ -9,9 +9,11 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -77,6 +79,13 @@ def load(module: nn.Module, weights: Iterator[tuple[str, Tensor]], strict: bool 
     """`module.load_state_dict` of whole weights, given one after the other."""
     have = module.state_dict()
     return module.load_state_dict({name: like(value, have.get(name)) for name, value in weights}, strict=strict)
+
+
+def stored(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a safetensors file, one in memory at a time."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():
+            yield name, file.get_tensor(name)
 
 
 def gradients(

@@ -5,7 +5,7 @@ Only the hidden states that predict response tokens meet the vocabulary.
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
-from ..config import Model
+from ..config import Lora, Model
 from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present, said
-from . import parallel
+from . import lora, parallel
 from .attention import checkpointed, packed_states, predicting_states
 from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
@@ -85,7 +85,9 @@ class Policy:
         self.room = Room(micro_batch_tokens)
         self.bfloat16, self.packing = bfloat16, packing
         self.device = next(model.parameters()).device
-        self._replica: parallel.Replica | None = None  # of a sharded model
+        self._replica: parallel.Replica | None = None  # of a model whose weights are sharded, or adapted
+        self.lora: Lora | None = None  # of its adapters
+        self.adapters_off = False  # a KL reference that shares the weights which adapters stand beside
 
     @classmethod
     def load(
@@ -111,7 +113,10 @@ class Policy:
         attention = "variable_length" if packs and variable_length else "sdpa"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+            *adapters, whole = lora.chain(path)  # a checkpoint may hold adapters of another model
+            model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, attn_implementation=attention)
+            for folder in reversed(adapters):
+                lora.merge_into(model, folder)
         except Exception as error:  # a broken file surfaces as one of many exceptions of several libraries
             raise BadInput(f"model.path={path}: cannot be loaded ({said(error)})") from None
         broken = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
@@ -153,22 +158,49 @@ class Policy:
             self.bfloat16, self.packing = kept
 
     def save(self, folder: Path | None) -> None:
-        """Weights as safetensors, config and tokenizer, readable by `from_pretrained`. Ranks
-        without a folder give their shards."""
-        with self.whole() as model:
-            if folder is not None:
-                model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+        """Weights, config and tokenizer, readable by `from_pretrained`; of a model with adapters
+        these alone, readable by peft's. Ranks without a folder give their shards."""
+        if self.lora is not None:
+            lora.save(self.model, self.lora, folder)
+        else:
+            with self.whole() as model:
+                if folder is not None:
+                    model.save_pretrained(folder)
+        if folder is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Take the weights that `save` wrote. Raises BadInput when they are another model's."""
+        stored = lora.stored(folder) if self.lora is not None else parallel.stored(folder / "model.safetensors")
+        left = parallel.load(self.model, stored, strict=False)
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        if left.unexpected_keys or trained & set(left.missing_keys) - set(self.model.all_tied_weights_keys):
+            raise BadInput(f"{folder}: holds another model than the one that this run trains")
+
+    def adapt(self, settings: Lora, seed: int) -> "Policy":
+        """Train low-rank adapters instead of the weights. Before it is sharded."""
+        if settings.rank:
+            self._replica = parallel.Replica(self.model)
+            self.lora = settings
+            lora.adapt(self.model, settings, seed)
+        return self
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that an optimizer is for."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def shard(self) -> "Policy":
         """Divide the weights among the ranks. Optimizers are made after it, copies before it."""
-        if ranks.world() > 1:
-            self._replica = parallel.Replica(self.model)
+        if ranks.world() > 1 and not self.adapters_off:
+            self._replica = self._replica or parallel.Replica(self.model)
             parallel.shard(self.model, list(self.model.get_decoder().layers))
         return self
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of each parameter, tied ones once. Every rank takes part."""
+        """(name, whole tensor) of each parameter, tied ones once; adapters are added to the weights
+        they stand beside. Every rank takes part."""
+        if self.lora is not None:
+            return lora.merged(self.model)
         return ((name, parallel.whole(p.detach())) for name, p in self.model.named_parameters())
 
     @contextmanager
@@ -182,8 +214,12 @@ class Policy:
                 yield model
 
     def frozen_copy(self) -> "Policy":
-        """The policy as it is now, without gradients: a KL reference."""
+        """The policy as it is now, without gradients: a KL reference. With adapters it is what they
+        stand beside, in the same memory."""
         frozen = copy.copy(self)
+        if self.lora is not None:
+            frozen.adapters_off = True
+            return frozen
         frozen.model = copy.deepcopy(self.model).requires_grad_(False)
         return frozen
 
@@ -227,7 +263,8 @@ class Policy:
             name: torch.zeros_like(x.mask_BT) for name in ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
         }
         for index, micro in self.micro_batches(x):
-            s = self.statistics(micro)
+            with lora.switched_off(self.model) if self.adapters_off else nullcontext():
+                s = self.statistics(micro)
             for name, value_N in zip(made, (s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N)):
                 made[name][index, : micro.mask_BT.shape[1]] += scatter(value_N, micro.mask_BT)
         return {name: ranks.total(value_BT) for name, value_BT in made.items()}

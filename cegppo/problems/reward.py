@@ -1,7 +1,7 @@
 """From a response to a Score. A grader's failure is a verdict of its own, never a wrong answer.
 
 Who says whether a response is right is its source's `verifier`. By default that is its final
-answer, the content of the last complete `\\boxed{…}` unless `data.final_answer` names another place:
+answer, the content of the last complete `\\boxed{…}` unless `data.final_answer` says otherwise:
 tasks of reasoning-gym are graded by the library's own `score_answer`; a problem that has only a
 reference answer is compared as text and as a number, which settles most answers, and the rest by
 math-verify in processes of its own (grader.py). The others are tests (programs.py), instructions

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import ranks
+from .. import ranks, shipped
 from ..config import digest
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "reasoning-gym", "omegaconf")
@@ -58,7 +58,9 @@ def without_secrets(command: str) -> str:
 
 
 def session() -> dict[str, Any]:
-    changes = _uncommitted()
+    # A wheel may lie inside a checkout of something else.
+    commit = f"v{version('cegppo')}" if shipped.INSTALLED else (_git("rev-parse", "HEAD") or "unknown").strip()
+    changes = [] if shipped.INSTALLED else _uncommitted()
     return {
         "start": now(),
         "command": without_secrets(" ".join(["run.py", *sys.argv[1:]])),
@@ -66,7 +68,7 @@ def session() -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "pid": os.getpid(),
         "ranks": ranks.world(),
-        "commit": (_git("rev-parse", "HEAD") or "unknown").strip(),
+        "commit": commit,
         "diff": digest(changes) if any(changes) else None,  # hash of what was not committed
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -2,7 +2,7 @@
 (metrics.jsonl, eval.jsonl).
 
 Every line is written whole, a checkpoint appears only when it is complete, and one live process at
-a time may write. wandb mirrors the record and never stops it.
+a time may write. wandb and TensorBoard mirror the record and never stop it.
 """
 
 import re
@@ -30,11 +30,14 @@ from .files import (
     write_parquet,
     write_whole,
 )
+from .histograms import histograms, most_moving
 from .keep import unpack
-from .mirror import Mirror, start_mirror
+from .mirror import Mirror, Shown
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
 from .seen import log_seen, rewind_seen
+from .to_tensorboard import ToTensorBoard
+from .to_wandb import ToWandb, mode_of
 
 STEP = re.compile(r"step\d{6,}")  # the name of a checkpoint
 LOGS = ("metrics.jsonl", "eval.jsonl")
@@ -101,11 +104,15 @@ def fingerprint(model: str | Path) -> list[Any]:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files] or [str(model)]
 
 
-def write_tokens(folder: Path, step: int, parts: list[dict[str, Any]]) -> None:
-    """`folder`/tokens/step<n>.parquet, from columns in parts; nothing of no part."""
-    if parts:
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        write_parquet(folder / "tokens" / f"step{step:06d}.parquet", columns, TOKEN_ORDER)
+def write_tokens(folder: Path, step: int, parts: list[dict[str, Any]]) -> tuple[Path, dict[str, np.ndarray]] | None:
+    """Write `folder`/tokens/step<n>.parquet, from columns in parts; its path and the whole columns.
+    None, and nothing is written, where there is no part."""
+    if not parts:
+        return None
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    path = folder / "tokens" / f"step{step:06d}.parquet"
+    write_parquet(path, columns, TOKEN_ORDER)
+    return path, columns
 
 
 class Record:
@@ -119,8 +126,10 @@ class Record:
         self.config, self.folder = config, config.folder
         self._lock = lock(self.folder / ".lock", f"{self.folder}: another live process is writing to it")
         self._meta: dict[str, Any] = {}
-        self._wandb: Mirror | None = None
+        self._mirrors: list[Mirror] = []
         try:
+            if config.tensorboard:
+                ToTensorBoard.require()
             refuse_other_run(self.folder, config)
             unpack(self.folder)  # a run that was kept in a pack goes on in its folder
         except BaseException:
@@ -139,7 +148,14 @@ class Record:
         if len(sessions) > 1 and (what := changed(*sessions[-2:])):
             print(f"{self.folder}: the code changed since this run was last started: {what}", file=sys.stderr)
         self._write_meta()
-        self._wandb = start_mirror(self.config, self.folder)
+        if mode_of(self.config) != "disabled":
+            self._mirrors.append(Mirror(ToWandb(self.config, self.folder)))
+        if self.config.tensorboard:
+            self._mirrors.append(Mirror(ToTensorBoard(self.folder, step)))
+
+    def _show(self, step: int, shown: Shown) -> None:
+        for mirror in self._mirrors:
+            mirror.show(step, shown)
 
     def _write_meta(self) -> None:
         write_whole(self.folder / "meta.json", as_page(self._meta))
@@ -152,23 +168,29 @@ class Record:
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         append_line(self.folder / "metrics.jsonl", {"step": step, **metrics})
-        if self._wandb is not None:
-            self._wandb.log({"step": step, **metrics})
+        self._show(step, Shown(metrics))
 
     def log_eval(self, step: int, rows: list[dict[str, Any]], mean: float) -> None:
         """One line of eval.jsonl a benchmark; `mean` is their mean accuracy."""
+        numbers = {"eval/mean": mean} if rows else {}  # one number for a wandb sweep to look at
         for row in rows:
             append_line(self.folder / "eval.jsonl", {"step": step, **row})
-            if self._wandb is not None:
-                shares = {f"verdict/{v}": n / (row["n"] * row["k"]) for v, n in row["verdicts"].items()}
-                numbers = {k: v for k, v in (row | shares).items() if isinstance(v, float)}
-                self._wandb.log({"step": step, **{f"eval/{row['benchmark']}/{k}": v for k, v in numbers.items()}})
-        if self._wandb is not None and rows:  # one number for a wandb sweep to look at
-            self._wandb.log({"step": step, "eval/mean": mean})
+            shares = {f"verdict/{v}": n / (row["n"] * row["k"]) for v, n in row["verdicts"].items()}
+            mine = {k: v for k, v in (row | shares).items() if isinstance(v, float)}
+            numbers |= {f"eval/{row['benchmark']}/{k}": v for k, v in mine.items()}
+        if numbers:
+            self._show(step, Shown(numbers))
 
     def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
         """tokens/step<n>.parquet, from columns in parts."""
-        write_tokens(self.folder, step, parts)
+        written = write_tokens(self.folder, step, parts)
+        if written is None:
+            return
+        path, columns = written
+        if self._mirrors and len(columns["step"]):
+            w = self.config.wandb
+            tables = {"tables/tokens": most_moving(columns, w.token_rows)} if w.token_rows else {}
+            self._show(step, Shown({}, histograms(columns), tables, (path,) if w.token_files else ()))
 
     def log_broken(self, step: int, number: int, batch: dict[str, Any]) -> None:
         """broken/step<n>-update<u>.safetensors: the tensors of a mini-batch whose gradient was not
@@ -181,8 +203,14 @@ class Record:
             save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, unfinished)
 
     def log_seen(self, rows: list[dict[str, Any]]) -> None:
-        """A few completions of an evaluation."""
-        log_seen(self.folder, rows)
+        """A few completions of an evaluation, of the rows of one benchmark."""
+        table = []
+        for row in log_seen(self.folder, rows):
+            shared = {key: row[key] for key in ("step", "id", "prompt", "answer")}
+            each = zip(row["completions"], row["verdicts"], row["finish"], row["tokens"])
+            table += [shared | dict(zip(("completion", "verdict", "finish", "tokens"), one)) for one in each]
+        if table:
+            self._show(rows[0]["step"], Shown(tables={f"completions/{rows[0]['benchmark']}": table}))
 
     def _rewind(self, step: int) -> None:
         """Forget what was logged after `step`, since those lines are written again; of a run that
@@ -227,7 +255,7 @@ class Record:
                 self._meta |= {"status": status, "end": now()}
                 self._meta["sessions"][-1]["end"] = now()
                 self._write_meta()
-            if self._wandb is not None:
-                self._wandb.finish(1 if status == "failed" else 0)
+            for mirror in self._mirrors:
+                mirror.finish(status == "failed")
         finally:
             self._lock.close()

@@ -11,18 +11,20 @@ COMPLETIONS, CHARACTERS = 4, 2000  # of each prompt, and of each text; a longer 
 LARGEST = 4_000_000  # bytes; beyond, every second evaluation goes, the first and the last ones stay
 
 
-def log_seen(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """A line a prompt."""
-    path = folder / NAME
+def log_seen(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line a prompt; the lines, shortened as they were written."""
+    path, written = folder / NAME, []
     path.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         texts = {"prompt": _short(row["prompt"]), "completions": [_short(t) for t in row["completions"][:COMPLETIONS]]}
-        append_line(path, row | texts | {k: row[k][:COMPLETIONS] for k in ("verdicts", "finish", "tokens")})
+        written.append(row | texts | {k: row[k][:COMPLETIONS] for k in ("verdicts", "finish", "tokens")})
+        append_line(path, written[-1])
     if path.is_file() and path.stat().st_size > LARGEST:
         kept = read_lines(path)
         steps = list(dict.fromkeys(row["step"] for row in kept))
         stay = {*steps[::2], *steps[-2:]}
         write_whole(path, as_lines([row for row in kept if row["step"] in stay]))
+    return written
 
 
 def rewind_seen(folder: Path, step: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from ..record.files import read_lines
 from . import estimate, grid, search
 
+LEADERS = 6  # trials of a search that are compared at its end
+
 
 def is_search(described: grid.Description) -> bool:
     return "search" in described.tree or "space" in described.tree
@@ -35,15 +37,22 @@ def _search_time(described: grid.Description) -> str:
 
 
 def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, list[Path]], None]) -> int:
-    """Run what is not finished; the exit code. `compare(name, folders)` is called at the end of a
-    grid that was not interrupted. Raises BadInput."""
+    """Run what is not finished; the exit code. `compare(name, folders)` is called at the end,
+    unless it was interrupted: of a grid with all runs, of a search with those of its best trials,
+    the best first. Raises BadInput."""
     described = grid.describe(path, overrides)
     if is_search(described):
         found = search.Search(described)
         code, failed = _run(described.sweep(found.runs), found, screen)
-        _say_failed(failed)
-        print(found.best())
-        found.close()
+        try:
+            if code != 130 and (folders := found.leaders(LEADERS)):
+                print(f"the {len({folder.parent for folder in folders})} best trials, chosen by what they are"
+                      " compared in, so optimistic:")  # fmt: skip
+                compare(described.name, folders)
+        finally:
+            _say_failed(failed)
+            print(found.best())
+            found.close()
         return code
     expanded = grid.expand(described)
     work = grid.Grid(expanded)

@@ -52,6 +52,7 @@ from ..problems import testbed
 from ..record.files import as_page, write_whole
 from ..record.read import read_config, read_meta, read_metrics, run_folders, source
 from ..record.run import refuse_other_run
+from ..shipped import ROOT, find
 from ..types import BadInput
 from . import launch, verl
 
@@ -63,7 +64,7 @@ KEYS = {
 OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from"), ("search", "space", "objective", "trials")
 OF_THE_SWEEP = ("workers", "seeds", "launcher", "gpus", "slurm", "search", "trials")  # keys that `sweep.KEY=…` may set
 RUNNERS = ("own", "verl")
-RUN = Path(__file__).resolve().parents[2] / "run.py"
+RUN = ROOT / "run.py"
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class Description:
 def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
     """Read sweep file `path`. `overrides` are for every run, those that begin with `sweep.` for
     the sweep. Raises BadInput."""
-    path = Path(path)
+    path = find(path)
     tree = _read(path)
     mine: dict[str, Any] = {}
     rest: list[str] = []

@@ -122,11 +122,20 @@ class Search:
 
     def best(self) -> str:
         """A line about the best trial so far."""
-        done = self.study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.COMPLETE,))
+        done = self._complete()
         if not done:
             return "no trial is complete"
         best, name = self.study.best_trial, self.objective["metric"]
         return f"best of {len(done)} complete trials: trial{best.number:03d}, {name} {best.value:.4f}, {best.params}"
+
+    def leaders(self, most: int) -> list[Path]:
+        """The folders of the runs of the `most` best complete trials, the best first."""
+        sign = -1 if self.objective["direction"] == "maximize" else 1
+        ranked = sorted(self._complete(), key=lambda trial: (sign * trial.value, trial.number))[:most]
+        return [self.folder / f"trial{t.number:03d}" / f"seed{seed}" for t in ranked for seed in self.seeds]
+
+    def _complete(self) -> list[Any]:
+        return self.study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.COMPLETE,))
 
     def _hand_out(self, trial: Any) -> None:
         """Queue a trial's runs."""
