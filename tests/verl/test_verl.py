@@ -243,7 +243,8 @@ def expected(
     shaped = lambda value_N: value_N.view(mask_BT.shape)
     x = token_batch(
         shaped(s.logprob_N).requires_grad_(), batch["old_log_probs"], batch["advantages"], mask_BT,
-        entropy_BT=shaped(s.entropy_N), sum_p2_BT=shaped(s.sum_p2_N), sum_p2_logp_BT=shaped(s.sum_p2_logp_N), old_entropy_BT=old_entropy_BT,
+        entropy_BT=shaped(s.entropy_N), sum_p2_BT=shaped(s.sum_p2_N), sum_p2_logp_BT=shaped(s.sum_p2_logp_N),
+        old_entropy_BT=old_entropy_BT,
     )  # fmt: skip
     objective = Objective(losses.load(name), losses.load(name).Params(**knobs))
     tokens = float(mask_BT.sum())
