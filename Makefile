@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm bench clean
+.PHONY: demo test test-slow test-vllm test-verl bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -34,6 +34,17 @@ test-slow: .venv/installed
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -o addopts=-q tests/vllm
 
+# verl's own environment, then this package without a version of its choice: a test compares the two lists.
+.venv-verl/installed: pyproject.toml tests/verl/constraints.txt
+	$(PYTHON) -m venv --clear .venv-verl
+	.venv-verl/bin/pip install --quiet -c tests/verl/constraints.txt verl==0.9.1 torch==2.13.0 uvicorn fastapi pytest
+	.venv-verl/bin/pip freeze > .venv-verl/before.txt
+	.venv-verl/bin/pip install --quiet -e . torch==2.13.0
+	.venv-verl/bin/pip freeze > $@
+
+test-verl: .venv-verl/installed
+	.venv-verl/bin/python -m pytest -o addopts=-q tests/verl
+
 bench: .venv/installed
 	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,benchmarks]' torch==2.13.0
 	.venv/bin/python benchmarks/decode.py
@@ -41,4 +52,4 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/head.py
 
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-verl
