@@ -221,6 +221,12 @@ def test_a_rule_over_the_whole_mini_batch_gets_it_or_is_refused():
             "verl: policy_loss.knobs.eps_low: verl's own key for it is actor.clip_ratio_low",
         ),
         ("sapo", {"tau_pos": 2.0}, {}, "verl: policy_loss.knobs.tau_pos: verl's own key for it is actor.tau_pos"),
+        (
+            "cegppo",
+            {"beta1": [[0, 0.0], ["58%", 0.5]]},
+            {},
+            "verl: beta1 takes one value here, and no schedule: the trainer tells no step",
+        ),
         ("cegppo", {"beta1": -1}, {}, "verl: beta1 must be at least 0, not -1"),
         ("cegppo", {}, {"clip_ratio_low": 1.5}, "verl: actor.clip_ratio_low must be above 0 and below 1, not 1.5"),
         ("cegppo", {}, {"clip_ratio_c": 0.0}, "verl: actor.clip_ratio_c must be above 1 (inf is off), not 0.0"),
