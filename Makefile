@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-page test-trl test-vllm bench gpu clean
+.PHONY: demo test test-slow test-faults test-page test-trl test-vllm test-verl bench gpu clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -47,6 +47,17 @@ test-page: .venv/installed
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest -o addopts=-q tests/vllm
 
+# verl's own environment, then this package without a version of its choice: a test compares the two lists.
+.venv-verl/installed: pyproject.toml tests/verl/constraints.txt
+	$(PYTHON) -m venv --clear .venv-verl
+	.venv-verl/bin/pip install --quiet -c tests/verl/constraints.txt verl==0.9.1 torch==2.13.0 uvicorn fastapi pytest
+	.venv-verl/bin/pip freeze > .venv-verl/before.txt
+	.venv-verl/bin/pip install --quiet -e . torch==2.13.0
+	.venv-verl/bin/pip freeze > $@
+
+test-verl: .venv-verl/installed
+	.venv-verl/bin/python -m pytest -o addopts=-q tests/verl
+
 bench: .venv/installed
 	.venv/bin/pip install --quiet -c constraints.txt -e '.[run,benchmarks]' torch==2.13.0
 	.venv/bin/python benchmarks/decode.py
@@ -62,4 +73,4 @@ gpu: .venv/installed
 	.venv/bin/python benchmarks/smollm2.py
 
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-verl

@@ -1,6 +1,8 @@
 """The switches of docs/memory.md on a CPU: what they save, and that none of them changes a
 gradient."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from cegppo.types import BadInput, Prompt, Rollout
 from cegppo.update import update
 
 from .test_train import Silent, objective
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def loaded(tiny, *overrides):
@@ -304,6 +308,32 @@ def test_variable_length_attention_hands_over_the_right_layout(monkeypatch, wind
     right = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True)
     assert made.shape == (1, sum(lengths), queries, size)
     assert torch.allclose(made, right.transpose(1, 2), atol=1e-6)
+
+
+SHAPES = {
+    "1.5b_text.yaml": dict(hidden_size=1536, intermediate_size=8960, num_attention_heads=12, num_key_value_heads=2),
+    "7b_text.yaml": dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4),
+}
+
+
+def test_the_memory_a_rank_in_the_docs_is_the_estimate():
+    """docs/scale.md, 8 and 16 ranks of the paper's two models (whose heads are not tied)."""
+    rows = []
+    for line in (ROOT / "docs" / "scale.md").read_text().splitlines():
+        if line.startswith("| `") and "_text.yaml" in line:
+            name, ranks, *numbers = (cell.strip(" `") for cell in line.strip("|").split("|"))
+            rows.append((name, int(ranks), [float(number) for number in numbers]))
+    assert [row[:2] for row in rows] == [(n, ranks) for n in ("7b_text.yaml", "1.5b_text.yaml") for ranks in (8, 16)]
+    for name, ranks, numbers in rows:
+        vocabulary = 152_064 if name.startswith("7b") else 151_936
+        shape = Qwen2Config(vocab_size=vocabulary, num_hidden_layers=28, tie_word_embeddings=False, **SHAPES[name])
+        with torch.device("meta"):
+            model = Qwen2ForCausalLM(shape)
+        loaded, _ = config.load(ROOT / "experiments" / "paper" / name, ["method=cegppo"])
+        e = memory.estimate(loaded, model, "cuda", ranks)
+        states = e["weights"] + e["gradients"] + e["optimizer"]
+        made = [states, *(e[key] for key in ("bf16 weights", "ledger", "activations", "logits")), sum(e.values())]
+        assert numbers == [round(value / memory.GIB, 1) for value in made]
 
 
 # ---------------------------------------------------------------------------- memory that runs out

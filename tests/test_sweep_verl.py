@@ -3,6 +3,8 @@ file logger writes (tests/verl holds it against the real one), and the analysis 
 
 import json
 import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -213,6 +215,23 @@ def test_a_sweep_runs_is_read_by_the_analysis_and_goes_on_after_a_failure(sweep,
     assert front_door.main(["sweep", str(sweep)]) == 0 and "2 of 2 were already there" in capsys.readouterr().out
     with pytest.raises(BadInput, match="seed1: holds another run: update.lr was 1e-06, is now 0.1"):
         grid.expand(grid.describe(sweep, ["update.lr=0.1"]))
+
+
+def test_a_run_that_is_stopped_is_passed_on_to_verl(sweep):
+    """Ctrl-C reaches verl; the run can go on."""
+    (sweep.parent / "stand_in.py").write_text(
+        "import sys, time\n"
+        "print('begun', flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: print('verl was asked to stop'); sys.exit(1)\n"
+    )
+    (one, _) = grid.expand(grid.describe(sweep)).runs
+    process = subprocess.Popen(one.command(8), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line == "begun\n" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130 and "verl was asked to stop" in process.stdout.read()
+    assert json.loads((one.folder / "meta.json").read_text())["status"] == "stopped"
 
 
 def test_a_command_that_is_not_there_is_one_line(sweep):

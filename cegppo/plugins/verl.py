@@ -39,6 +39,7 @@ from .verl_names import DUAL_CLIP, PREFIX, SLOTS, slots
 SUMMED = ("tokens", "clip", "part", "entropy", "dentropy", "lever", "kl", "fact")  # sections of what is measured
 
 log = logging.getLogger(__name__)
+_objectives: dict[str, Objective] = {}  # by what was asked for
 # What ppo_loss knows and verl's registry does not pass on, for the call under way.
 _given: ContextVar[dict[str, Tensor] | None] = ContextVar("given", default=None)
 
@@ -62,14 +63,12 @@ def objective_of(name: str, config: Any) -> Objective:
     dual_clip = config.get(DUAL_CLIP)
     if not dual_clip > 1:
         raise BadInput(f"verl: actor.{DUAL_CLIP} must be above 1 (inf is off), not {dual_clip}")
-    return _checked(name, tuple(sorted(knobs.items())), float(dual_clip))
-
-
-@functools.cache
-def _checked(name: str, knobs: tuple[tuple[str, Any], ...], dual_clip: float) -> Objective:
-    made = load("verl", name, dict(knobs), dual_clip, {k: f"actor.{slot}" for k, slot in slots(name).items()})
-    log.warning("cegppo: loss '%s' with %s, dual clip at %s", name, made.params, dual_clip)
-    return made
+    asked = repr((name, sorted(knobs.items()), dual_clip))
+    if asked not in _objectives:
+        called = {knob: f"actor.{slot}" for knob, slot in slots(name).items()}
+        made = _objectives[asked] = load("verl", name, knobs, float(dual_clip), called)
+        log.warning("cegppo: loss '%s' with %s, dual clip at %s", name, made.params, dual_clip)
+    return _objectives[asked]
 
 
 def policy_loss(
@@ -130,6 +129,8 @@ def _with_sums(ppo_loss: Callable[..., tuple[Tensor, dict]]) -> Callable[..., tu
             loss, metrics = ppo_loss(config, model_output, data, dp_group)
         finally:
             _given.reset(token)
+        if config.global_batch_info.get("batch_num_tokens") is None:  # then each is of its micro-batch alone
+            return loss, metrics
         for key, metric in metrics.items():
             if key.removeprefix("actor/").split("/")[0] in SUMMED:
                 metrics[key] = Metric(AggregationType.SUM, metric.values[0])

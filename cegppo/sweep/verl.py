@@ -41,6 +41,8 @@ COMMAND = "python3 -m verl.trainer.main_ppo"
 POLICY_LOSS, ROLLOUT, OPTIMIZER = f"{ACTOR}policy_loss.", "actor_rollout_ref.rollout.", f"{ACTOR}optim."
 AGGREGATE = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
 ESTIMATOR = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # of Hydra
 OFF = 1e9  # a norm that no gradient has
 # Keys that name a run, or are about this package's own loop: verl does its own there.
 NOT_SAID = (
@@ -144,9 +146,6 @@ def items(config: Config, gpus: int) -> dict[str, Any]:
     }
 
 
-PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
-
-
 def check(path: Path, sweep: dict[str, Any]) -> None:
     """The keys of the sweep file at `path` that verl needs, and those that it cannot do with.
     Raises BadInput."""
@@ -179,9 +178,6 @@ def as_hydra(value: Any) -> str:
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z_/][\w./+-]*", text) and text.lower() not in KEYWORDS:
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-KEYWORDS = ("null", "true", "false", "inf", "nan")
 
 
 def logs(folder: Path) -> list[Path]:

@@ -111,6 +111,13 @@ def statistics(model: str, batch: dict[str, torch.Tensor]):
 # ------------------------------------------------------------------------------ registration
 
 
+@pytest.mark.skipif(not (ROOT / ".venv-verl" / "before.txt").is_file(), reason="made by make test-verl")
+def test_installing_this_package_beside_verl_moves_no_version():
+    lists = [(ROOT / ".venv-verl" / name).read_text().splitlines() for name in ("before.txt", "installed")]
+    before, after = ({line for line in lines if "==" in line and not line.startswith("#")} for lines in lists)
+    assert any(line.startswith("verl==") for line in before) and before == after
+
+
 def test_every_loss_is_registered_by_the_entry_point_and_none_of_verls_is_replaced():
     ours = {name for name in POLICY_LOSS_REGISTRY if name.startswith(plugin.PREFIX)}
     assert ours == {plugin.PREFIX + name for name in losses.names()}
@@ -214,6 +221,12 @@ def test_a_rule_over_the_whole_mini_batch_gets_it_or_is_refused():
             "verl: policy_loss.knobs.eps_low: verl's own key for it is actor.clip_ratio_low",
         ),
         ("sapo", {"tau_pos": 2.0}, {}, "verl: policy_loss.knobs.tau_pos: verl's own key for it is actor.tau_pos"),
+        (
+            "cegppo",
+            {"beta1": [[0, 0.0], ["58%", 0.5]]},
+            {},
+            "verl: beta1 takes one value here, and no schedule: the trainer tells no step",
+        ),
         ("cegppo", {"beta1": -1}, {}, "verl: beta1 must be at least 0, not -1"),
         ("cegppo", {}, {"clip_ratio_low": 1.5}, "verl: actor.clip_ratio_low must be above 0 and below 1, not 1.5"),
         ("cegppo", {}, {"clip_ratio_c": 0.0}, "verl: actor.clip_ratio_c must be above 1 (inf is off), not 0.0"),
@@ -341,7 +354,32 @@ def test_two_ranks_give_one_ranks_metrics_and_weights(model, batch, tmp_path):
             torch.testing.assert_close(their_weights[key], value, rtol=1e-5, atol=1e-6)
 
 
-# ------------------------------------------------------------------------- what verl logs, and how
+# --------------------------------------------------------- what verl is told, and what it logs
+
+
+@pytest.mark.parametrize("method", ["cegppo", "gspo", "dr_grpo"])
+def test_the_sweeps_command_is_a_configuration_of_verl(method, tmp_path):
+    """Hydra reads every key, verl makes its actor's configuration of them, and checks it."""
+    from hydra import compose, initialize_config_module
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from cegppo.config import load
+    from cegppo.sweep.verl import command
+
+    overrides = [f"method={method}", "loss.beta1=0.75"][: 1 + (method == "cegppo")]
+    loaded, _ = load(ROOT / "experiments" / "paper" / "7b_text.yaml", [*overrides, f"results={tmp_path}"])
+    own = {"data.train_files": "a.parquet", "data.val_files": ["b c.parquet"], "trainer.nnodes": 2}
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        made = compose("ppo_trainer", command(loaded, own, 8, tmp_path / "verl.0.jsonl")[3:])
+    made.actor_rollout_ref.actor.engine = None
+    actor = omega_conf_to_dataclass(made.actor_rollout_ref.actor)
+    actor.validate(16, made.data.train_batch_size)
+    assert plugin.ours(actor)
+    objective = plugin.objective_of(method if method != "dr_grpo" else "ppo_clip", actor)
+    assert vars(objective.params) == {k: v for k, v in loaded.loss.items() if k != "name"}
+    assert objective.terms.dual_clip == math.inf and actor.rollout_n == 8
+    assert made.data.val_files == ["b c.parquet"] and made.trainer.nnodes == 2
+    assert actor.loss_scale_factor == 16384 and actor.optim.betas == [0.9, 0.999] and actor.optim.lr == 1e-6
 
 
 def log_of_verl(path: Path, model: str, batch: dict[str, torch.Tensor]) -> None:
