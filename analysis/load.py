@@ -45,7 +45,15 @@ def undamaged(folder: Path) -> Iterator[None]:
         yield
     except Missing:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ) as error:
         what = " ".join(str(error).split())[:200]
         raise Unreadable(f"{folder}: its record is damaged ({type(error).__name__}: {what})") from None
 

@@ -5,23 +5,27 @@ import errno
 import gzip
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from analysis import load
+from analysis import listing, load
 from cegppo import config, update
 from cegppo.config import Source
 from cegppo.model.policy import Policy
 from cegppo.problems import data, grader
 from cegppo.record import files, provenance
 from cegppo.record.files import Completions, append_line, as_lines, read_lines
+from cegppo.record.read import read_meta
 from cegppo.record.run import Record, checkpoint, newest
-from cegppo.sweep import grid, search
+from cegppo.sweep import estimate, grid, search
 from cegppo.train import train
 from cegppo.types import BadInput, said
 
@@ -417,6 +421,61 @@ def test_a_disk_or_folder_that_fails_is_one_line(made, front, capsys, monkeypatc
     assert (folder / "metrics.jsonl").read_bytes() == before
     monkeypatch.undo()
     assert front([*command, "wandb.mode=disabled"]) == 0 and steps(folder) == [1, 2, 3, 4, 5, 6]
+
+
+# --------------------------------------------------------------------- a clock that jumps
+
+
+class Jumping:
+    """A clock that is set some days forward or back each time it is read, as time() or as text."""
+
+    def __init__(self, *jumps):
+        self.jumps = list(jumps)
+
+    def time(self):
+        return 1.8e9 + 86400 * (self.jumps.pop(0) if self.jumps else 0)
+
+    def text(self):
+        return datetime.fromtimestamp(self.time(), UTC).isoformat(timespec="seconds")
+
+
+@pytest.mark.parametrize("jumps", [(0, -1, -2, -3, -4, -5), (0, 5, 1, 9, 2, -3)], ids=["back", "to and fro"])
+def test_a_clock_that_jumps_changes_no_number(made, tiny, tmp_path, monkeypatch, jumps):
+    folder, asked = made
+    clock = Jumping(*jumps)
+    monkeypatch.setattr("time.time", clock.time)
+    for name in ("provenance", "run"):
+        monkeypatch.setattr(f"cegppo.record.{name}.now", clock.text)
+    train(asked, Silent())
+    rows = read_lines(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(value >= 0 for row in rows for key, value in row.items() if key.startswith("time/"))
+    assert read_meta(folder)["status"] == "finished"
+    locked = files.lock(folder / ".lock", "")  # locks know no time: a stale one is nobody's
+    locked.close()
+    # A run whose end lies before its start, or in the future, has an age; nobody estimates from it.
+    sweep = tmp_path / "results" / "sweep" / "arm"
+    shutil.copytree(folder, sweep / "seed0", symlinks=True)
+    meta = read_meta(sweep / "seed0")
+    for start, end in (("2026-01-02", "2026-01-01"), ("2026-01-01", "2999-01-01")):
+        for session in meta["sessions"]:
+            session |= {"start": f"{start}T00:00:00+00:00", "end": f"{end}T00:00:00+00:00"}
+        meta["end"] = f"{end}T00:00:00+00:00"
+        (sweep / "seed0" / "meta.json").write_text(json.dumps(meta))
+        (line,) = listing.text(tmp_path / "results").splitlines()[1:]
+        assert "finished" in line and "-" not in line.split("finished")[1]
+        assert bool(estimate._recorded(tmp_path / "results", ["sweep"])) == (start < end)
+
+
+def test_a_run_that_wrote_in_the_future_is_not_called_silent(made, tmp_path):
+    folder, _ = made
+    run = tmp_path / "results" / "sweep" / "arm" / "seed0"
+    shutil.copytree(folder, run, symlinks=True)
+    (run / "meta.json").write_text(json.dumps(read_meta(run) | {"status": "running"}))
+    for ahead, state in ((86400, "running"), (-86400, "silent")):
+        for name in ("metrics.jsonl", "meta.json"):
+            os.utime(run / name, (time.time() + ahead,) * 2)
+        assert f" {state} " in listing.text(tmp_path / "results")
 
 
 # ---------------------------------------------------------------- accepted, though nonsense

@@ -32,6 +32,7 @@ from analysis import (
     fig_law,
     fig_map,
     fig_trl,
+    fig_soak,
     ledger,
     lever,
     load,
@@ -40,7 +41,7 @@ from analysis import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"claims", "table1", "table2"}  # tables
+ELSEWHERE = {"claims", "faults", "table1", "table2"}  # tables
 FIGURES = sorted({path.stem.removeprefix("fig_") for path in (ROOT / "analysis").glob("fig_*.py")} - ELSEWHERE)
 AGAIN = [
     "beta_map",
@@ -172,7 +173,20 @@ def results(tmp_path_factory) -> Path:
             f"source,method,step,{column}\n"
             + "".join(f"Figure 2,{m},{s},0.5\n" for m in fig_fig2.THEIRS for s in (0, 9))
         )
+    (root / "soak").mkdir()
+    soak = {name: np.arange(60.0) * rate for name, rate in {"seconds": 20, "cpu_seconds": 9, "tokens": 4000}.items()}
+    soak |= {"rss_mib": 900 + np.arange(60) / 6, "handles": 39, "steps": np.arange(60) * 2, "step_seconds": 1.5}
+    pd.DataFrame(soak).to_csv(root / "soak" / "run.csv", index=False)
     return root
+
+
+def test_the_slope_of_a_soak_by_hand(results):
+    samples = fig_soak.read(results)["run"]  # 1/6 MiB every 20 s
+    assert fig_soak.slope(samples, "rss_mib") == pytest.approx((30, 30, 30))
+    assert fig_soak.slope(samples, "handles") == pytest.approx((0, 0, 0)) and samples["cpu_ms"].iloc[-1] == 2.25
+    noisy = samples.assign(rss_mib=np.random.default_rng(0).normal(900, 5, len(samples)))
+    rate, low, high = fig_soak.slope(noisy, "rss_mib")
+    assert low < 0 < high and low < rate < high
 
 
 def front_door():

@@ -60,11 +60,14 @@ def _recorded(results: Path, sweeps: Sequence[str]) -> list[tuple[Path, dict[str
             continue
         try:
             cost = _cost(read_config(folder))
-        except BadInput:  # of a version that knew other keys
+            took = [
+                (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() for start, end in spans
+            ]
+        except (BadInput, TypeError, ValueError):  # of a version that knew other keys; no times
             continue
-        seconds = sum(
-            (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() for start, end in spans
-        )
+        if min(took) < 0:  # the clock was set back meanwhile
+            continue
+        seconds = sum(took)
         made.append((folder, cost, seconds / meta["steps"], meta["sessions"][-1].get("machine", "unknown machine")))
     return made
 

@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import disk, inputs, kills
+from . import disk, inputs, kills, rivals
 from .children import preload
 from .table import Table
 
-SHARES = {"kills": 0.55, "disk": 0.3, "inputs": 0.15}  # of the time
+SHARES = {"kills": 0.5, "disk": 0.25, "rivals": 0.1, "inputs": 0.15}  # of the time
 
 
 def main() -> int:
@@ -51,6 +51,8 @@ def main() -> int:
                 kills.Campaign(folder, options.seed, table).run(seconds, options.checks)
             elif name == "disk":
                 disk.Campaign(folder, table).run(seconds, options.checks, options.seed, options.share)
+            elif name == "rivals":
+                rivals.Campaign(folder, table).run(seconds, options.checks, options.seed)
             else:
                 inputs.Campaign(table).run(seconds, options.checks, options.seed, options.examples)
             table.close()
