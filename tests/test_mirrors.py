@@ -191,6 +191,15 @@ def test_an_unreachable_wandb_stops_nothing(tiny, tmp_path, monkeypatch, capfd, 
     ]
 
 
+def test_online_without_a_key_asks_nobody(tmp_path, tiny, monkeypatch, capfd):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be
+    monkeypatch.setattr(wandb, "login", lambda prompt: False if not prompt else pytest.fail("asked"))
+    folder = tmp_path / "run"
+    assert train(load(tiny, "steps=1", "wandb.mode=online", f"run_dir={folder}"), Silent()) == "finished"
+    assert "wandb (online) cannot start: no key; `wandb login` asks for it" in capfd.readouterr().err
+    assert list(history(*offline(folder))) == [0, 1]
+
+
 class Stuck:
     """A wandb run that takes nothing more."""
 

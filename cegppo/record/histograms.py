@@ -45,5 +45,5 @@ def most_moving(columns: Columns, most: int) -> list[dict[str, Any]]:
     them (|`dentropy_exact`|) first."""
     size = np.nan_to_num(np.abs(columns["dentropy_exact"]), nan=-1.0)
     order = np.argsort(-size, kind="stable")[:most]
-    return [{name: columns[name][row].item() if hasattr(columns[name][row], "item") else columns[name][row]
-             for name in SHOWN} for row in order]  # fmt: skip
+    picked = [columns[name][order].tolist() for name in SHOWN]
+    return [dict(zip(SHOWN, row)) for row in zip(*picked)]

@@ -18,7 +18,7 @@ class ToTensorBoard:
     later = "metrics.jsonl has what it lacks"
 
     def __init__(self, folder: Path, step: int):
-        self._folder, self._first = folder / "tensorboard", step + 1 if step else None
+        self._folder, self._first = folder / "tensorboard", step + 1 if step else 0
         self._writer: Any = None
 
     @staticmethod

@@ -40,8 +40,8 @@ def tags(config: Config) -> list[str]:
 
 
 class ToWandb:
-    """One run of wandb's. Its steps are the run's own, so that what a resumed run repeats is not
-    there twice."""
+    """One run of wandb's. Its steps are the run's own, so that what a resumed run repeats has the
+    step that it had."""
 
     name = "wandb"
 
@@ -71,6 +71,8 @@ class ToWandb:
         )
         for attempt in dict.fromkeys((mode_of(c), "offline")):
             try:
+                if attempt == "online" and not wandb.login(prompt=False):  # asked for here, nobody would see it
+                    raise PermissionError("no key; `wandb login` asks for it")
                 self._run = wandb.init(**settings | {"mode": attempt}, settings=quiet)
                 self._run.define_metric("step")
                 self._run.define_metric("*", step_metric="step")
