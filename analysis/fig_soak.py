@@ -28,7 +28,7 @@ def read(results: Path) -> dict[str, pd.DataFrame]:
     """{name: samples}, by hours. Raises Missing."""
     made = {}
     for path in sorted((results / "soak").glob("*.csv")):
-        samples = pd.read_csv(path)
+        samples = pd.read_csv(path)[:-1]  # the last may be of processes that are ending
         samples["hours"] = samples["seconds"] / 3600
         window = max(1, len(samples) // 60)
         spent = samples[["cpu_seconds", "tokens"]].diff(window)

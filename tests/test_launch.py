@@ -2,7 +2,9 @@
 model."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from analysis import load
-from cegppo.record.files import read_lines
+from cegppo.record.files import lock, read_lines
 from cegppo.record.keep import keep
 from cegppo.record.read import read_meta, read_metrics
 from cegppo.sweep import command, grid, launch, search
@@ -130,6 +132,55 @@ arms:
   grpo: {method: grpo}
   cegppo: {method: cegppo}
 """
+
+
+def listening(session: int) -> dict[str, set[str]]:
+    """{address in hexadecimal: names of the processes} of what the processes of a session listen on
+    (Linux's /proc)."""
+    waiting = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                waiting[f"socket:[{fields[9]}]"] = fields[1].rpartition(":")[0]
+    made: dict[str, set[str]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (process / "stat").read_text().partition("(")[2].rpartition(") ")
+            mine = int(rest.split()[3]) == session
+            for handle in (process / "fd").iterdir() if mine else ():
+                if (address := waiting.get(os.readlink(handle))) is not None:
+                    made.setdefault(address, set()).add(name)
+        except OSError:  # it has ended
+            continue
+    return made
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.slow
+def test_a_ray_of_ones_own_listens_on_the_loopback_address_alone_and_a_killed_sweep_takes_its_run(tiny, tmp_path):
+    (tmp_path / "one.yaml").write_text(SWEEP.replace("steps: 2", "steps: 5000").replace("[0, 1]", "[0]"))
+    words = ["sweep", tmp_path / "one.yaml", f"results={tmp_path / 'results'}", "sweep.launcher=ray", "sweep.workers=1"]
+    command = [sys.executable, ROOT / "run.py", *words]
+    process = subprocess.Popen([*map(str, command)], start_new_session=True, stdout=subprocess.DEVNULL)
+    folder = tmp_path / "results" / "one" / "grpo" / "seed0"
+    while not read_lines(folder / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.2)
+    found = listening(process.pid)
+    assert {"gcs_server", "raylet"} <= {name for names in found.values() for name in names}
+    assert found.keys() <= LOOPBACK, found
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while True:  # the lock is free when the run has ended; Ray's own agents take a minute longer
+        try:
+            return lock(folder / ".lock", "it runs").close()
+        except BadInput:
+            assert time.monotonic() < until
+            time.sleep(0.2)
 
 
 @pytest.mark.slow

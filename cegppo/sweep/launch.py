@@ -139,6 +139,11 @@ class Ray:
     ends a driver's tasks with it."""
 
     def __init__(self, address: str | None, gpus: int):
+        if address is None and not os.environ.get("RAY_ADDRESS"):
+            # A cluster of its own is for this machine. Ray replaces 127.0.0.1 by the machine's own
+            # address and then listens on every interface, unless it is told that there are no
+            # clusters here, as it is by default on Windows; it reads this when it is imported.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
         except ImportError:
@@ -149,8 +154,6 @@ class Ray:
             # tear the table.
             ray.init(
                 address=address,
-                # A cluster of its own is for this machine; Ray would listen on every interface.
-                _node_ip_address="127.0.0.1" if address is None else None,
                 ignore_reinit_error=True,
                 log_to_driver=False,
                 include_dashboard=False if address is None else None,
