@@ -20,7 +20,10 @@ FOLDER, REFERENCE = "auto", "grpo"
 FIRST = ("coin", "coin_updates16", "task")
 NEAR = 0.1  # of the target, within which it is reached
 EQUAL = 0.05  # of GRPO's entropy at the end, within which entropy is equal
-LABELS = {"grpo": "GRPO", "cegppo": "CE-GPPO (0.5, 1)", "auto": "cegppo_auto", "bonus": "adaptive_bonus"}
+LABELS = {
+    "grpo": "GRPO", "cegppo": "CE-GPPO (0.5, 1)", "auto": "cegppo_auto", "auto_logit": "cegppo_auto, logit levers",
+    "bonus": "adaptive_bonus",
+}  # fmt: skip
 
 
 def stays_from(entropy: np.ndarray, target: np.ndarray) -> float:

@@ -194,7 +194,7 @@ def test_what_it_sets_is_what_trains(tiny):
 @pytest.mark.parametrize(
     "options",
     [
-        ["method=cegppo_auto", "controller.target=2.0", "controller.levers=logit"],
+        ["method=cegppo_auto", "controller.target=2.0", "controller.levers=logit", "controller.beta1_most=1"],
         ["method=adaptive_bonus", "controller.target=[[0, 100.0], [2, 0.1]]", "controller.delta=1e-3"],
         ["method=entropic", "controller.target=2.0"],
         ["method=repo_r", "controller.target=9.0"],
