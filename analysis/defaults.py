@@ -29,7 +29,8 @@ WIDEST = 160
 def known() -> dict[str, tuple[Any, str]]:
     """(default, meaning) by key; a loss's and a controller's knobs as `loss.<name>.<knob>`. {}
     where there is no docs/config.md."""
-    made: dict[str, tuple[Any, str]] = {"loss.name": ("ppo_clip", ""), "controller.name": ("none", "")}
+    made: dict[str, tuple[Any, str]] = {"loss.name": ("ppo_clip", "")}
+    made |= {f"{section}.name": ("none", "") for section in ("controller", "explore")}
     named = None
     for line in DOC.read_text(encoding="utf-8").splitlines() if DOC.is_file() else []:
         if line.startswith("#"):
@@ -46,13 +47,13 @@ def known() -> dict[str, tuple[Any, str]]:
 
 def asked(settings: dict[str, Any]) -> list[dict[str, str]]:
     """key, value, default and meaning, as text, of what differs from the defaults; the knobs of a
-    loss and of a controller always, since they are what is studied."""
+    loss, of a controller and of a rule of exploration always, since they are what is studied."""
     tree = {key: value for key, value in arms.flat(settings).items() if not arms.under(key, LISTS)}
     rows = []
     for key, value in tree.items():
         section, _, knob = key.partition(".")
         full = key
-        if section in ("loss", "controller") and knob != "name":
+        if section in ("loss", "controller", "explore") and knob != "name":
             full = f"{section}.{settings[section].get('name')}.{knob}"
         default, doc = known().get(full, (None, ""))
         empty = full not in known() and value in (None, "", [], {})

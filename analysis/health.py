@@ -85,8 +85,8 @@ def _clip(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]:
         why = "the ratio is 1 by construction: every token is trained on by the policy that sampled it"
         yield Note("look", "clip is zero: one update a step", number, why, "ratio/max")
     else:
-        spread = f"; ratio {metrics['ratio/min'].min():.3f} to {metrics['ratio/max'].max():.3f}"
-        number += spread if _has(metrics, "ratio/min") and _has(metrics, "ratio/max") else ""
+        if _has(metrics, "ratio/min") and _has(metrics, "ratio/max"):
+            number += f"; ratio {metrics['ratio/min'].min():.3f} to {metrics['ratio/max'].max():.3f}"
         yield Note(
             "look", "clip never acts", number, "clipping rules cannot differ here: the steps are small", sides[0]
         )

@@ -47,6 +47,7 @@ def batch(probability: float, advantage: float, ratio: float, draw: float) -> To
     return TokenBatch(
         logprob_BT=old_B1.log() + ratio_B1.log(),
         old_logprob_BT=old_B1.log(),
+        ref_logprob_BT=old_B1.log(),  # the policy that a run starts from, in its first step
         advantage_BT=advantage_B1,
         mask_BT=torch.ones_like(old_B1),
         entropy_BT=entropy_B1,

@@ -19,6 +19,7 @@ NEEDS = {  # besides log-probabilities, advantage and mask
     "clip_b": {"old_entropy_BT"},
     "clip_cov": {"uniform_BT"},
     "erc": {"entropy_BT", "old_entropy_BT"},
+    "lp_reg": {"proxy_logprob_BT"},
     "steer": {"entropy_BT"},
     "top_entropy": {"entropy_BT"},
 }

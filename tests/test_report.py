@@ -11,6 +11,7 @@ import yaml
 
 import run as front_door
 from analysis import curves, defaults, embed, health, load, microscope, report, run_page
+from cegppo.verbs.sweep import print_comparison
 
 from .pages import data_of, write_run
 
@@ -193,11 +194,11 @@ def test_a_run_writes_its_page_when_asked(tiny, tmp_path, capsys):
 
 def test_a_sweep_writes_its_page_when_asked(tmp_path, capsys):
     folders = [write_run(tmp_path / "made" / "grpo" / f"seed{seed}", looked=0, report=True) for seed in (0, 1)]
-    front_door.print_comparison("made", folders)
+    print_comparison("made", folders)
     assert f"page: {tmp_path / 'made' / 'report.html'}" in capsys.readouterr().out
     (folders[0] / "config.yaml").write_text(yaml.safe_dump({"report": False}))
     (tmp_path / "made" / "report.html").unlink()
-    front_door.print_comparison("made", folders)
+    print_comparison("made", folders)
     assert "page:" not in capsys.readouterr().out and not (tmp_path / "made" / "report.html").exists()
 
 

@@ -177,7 +177,11 @@ def test_every_method_is_translated_or_refused_by_name():
     """None raises anything else, and a loss that verl cannot serve is refused too."""
     served = []
     for method in config.methods():
-        loaded, _ = config.load(ROOT / "experiments" / "paper" / "1.5b_text.yaml", [f"method={method}"])
+        try:
+            loaded, _ = config.load(ROOT / "experiments" / "paper" / "1.5b_text.yaml", [f"method={method}"])
+        except BadInput as error:
+            assert "rollout.engine must be hf" in str(error)  # some rules refuse vLLM, which the paper's setting has
+            continue
         try:
             verl.items(loaded, 8)
             served.append(method)

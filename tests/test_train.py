@@ -205,7 +205,7 @@ def test_every_method_trains(tiny, tmp_path, method):
     assert all(v is None or np.isfinite(v) for row in rows for v in row.values())
     assert rows[-1]["mismatch/max"] < 1e-5
     assert [(row["step"], row["benchmark"]) for row in read_lines(folder / "eval.jsonl")] == [(0, "sums"), (2, "sums")]
-    assert ("critic/explained_variance" in rows[0]) == (method == "ppo")
+    assert ("critic/explained_variance" in rows[0]) == (method in ("ppo", "soft_ppo"))
     assert json.loads((folder / "meta.json").read_text())["status"] == "finished"
 
 

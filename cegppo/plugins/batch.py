@@ -93,9 +93,9 @@ def token_batch(
 class _Asked:
     """A TokenBatch that notes which of its fields are read."""
 
-    def __init__(self, batch: TokenBatch):
+    def __init__(self, batch: TokenBatch, names: set[str] | None = None):
         self.batch = batch
-        self.names: set[str] = set()
+        self.names: set[str] = set() if names is None else names
 
     def __getattr__(self, name: str) -> Any:
         self.names.add(name)
@@ -103,6 +103,9 @@ class _Asked:
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    def but(self, **changes: Any) -> "_Asked":
+        return _Asked(self.batch.but(**changes), self.names)
 
 
 def needs(objective: Objective) -> set[str]:

@@ -69,6 +69,8 @@ def items(config: Config, gpus: int) -> dict[str, Any]:
     for knob, value in knobs.items():
         if isinstance(value, list):
             raise BadInput(f"runner: verl: loss.{knob} cannot be a schedule: verl tells a loss no step")
+    if isinstance(u.lr, list):
+        raise BadInput("runner: verl: update.lr cannot be a schedule of ours; say verl's own under 'verl:'")
     said_of: dict[str, dict[str, Any]] = {
         "seed": {"data.seed": c.seed, f"{ACTOR}data_loader_seed": c.seed, f"{ROLLOUT}seed": c.seed},
         "steps": {"trainer.total_training_steps": c.steps, "trainer.total_epochs": c.steps},

@@ -39,8 +39,8 @@ def test_a_record_that_lacks_a_key_is_one_line(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(inputs.folder(), run, symlinks=True)
     text = (run / "meta.json").read_text()
-    (run / "meta.json").write_text(text.replace('"machine"', '"machin"'))
-    with pytest.raises(Unreadable, match="its record is damaged .KeyError: 'machine'"):
+    (run / "meta.json").write_text(text.replace('"start"', '"stat"'))
+    with pytest.raises(Unreadable, match="its record is damaged .KeyError: 'start'"):
         report.write(run)
 
 
