@@ -426,7 +426,7 @@ def test_a_run_that_ran_out_of_memory_goes_on(tiny, tmp_path, scarce, method):
     words = [f"method={method}", *METHODS[method], "steps=4", "diagnostics.every=1", "checkpoint_every=2"]
     words += ["diagnostics.parts=true", "eval_every=0", "wandb.mode=disabled"]
     run = lambda name, *more: train(config.load(tiny, [*words, f"run_dir={tmp_path / name}", *more])[0], Silent())
-    # The ledger sorts tokens into classes by a pass of its own: one at the bound may go to either by rounding.
+    # The ledger sorts tokens into classes by a pass of its own: one at the bound may go to either.
     either = lambda k: k.startswith("ledger/") and k.endswith(("_hp", "_lp"))
     lines = lambda name: [
         {k: v for k, v in row.items() if not k.startswith("time/") and not either(k)}
