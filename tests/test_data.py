@@ -80,7 +80,7 @@ def written(folder, rows, suffix):
     ],
 )
 def test_the_layout_is_found(row, question, answer):
-    assert data.problems_of([row, row], Source(name="s", file="f"), "f") == [(question, answer)] * 2
+    assert data.problems_of([row, row], Source(name="s", file="f"), "f") == [(question, answer, row)] * 2
 
 
 def test_columns_may_be_named_and_lie_inside(tmp_path):
