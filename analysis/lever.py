@@ -191,8 +191,8 @@ def same(one: dict, other: dict) -> bool:
     looked at, which changes no run. A key that only one of them has came with a later version,
     whose default is what was done before; only a controller is never taken for its default."""
     names = ("experiment", "arm", "seed", "method", "results", "run_dir", "report", "wandb", "tensorboard")
-    names += ("diagnostics", "controller")
-    bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, "loss")}
+    apart = ("diagnostics", "controller", "loss")
+    bare = lambda settings: {k: v for k, v in settings.items() if k not in (*names, *apart)}
     clip = lambda settings: {k: v for k, v in settings["loss"].items() if k not in ("name", "beta1", "beta2")}
     control = lambda settings: settings.get("controller", {"name": "none"})
     alike = _agree(bare(one), bare(other)) and _agree(clip(one), clip(other))

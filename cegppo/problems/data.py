@@ -260,8 +260,8 @@ def make_prompt(
         text, ids = encode(question, tokenizer, data)
     except BadInput as error:
         raise BadInput(f"data source '{source.name}': {error}") from None
-    of = dict(entry=entry, verifier=source.verifier, final=data.final_answer)
-    return Prompt(f"{source.name}/{number}", source.name, text, ids, answer, source.task, **of)
+    name, final = f"{source.name}/{number}", data.final_answer
+    return Prompt(name, source.name, text, ids, answer, source.task, entry, source.verifier, final)
 
 
 def benchmarks(e: Eval, data: Data, tokenizer: Tokenizer) -> dict[str, list[Prompt]]:
