@@ -12,6 +12,7 @@ from .style import plt
 SIGNS = {"positive": ("A > 0", "#0B4F8A"), "negative": ("A < 0", "#A8431B")}
 REFERENCE = "grpo"
 COLUMNS = 5
+FEW = 3  # names of methods that a panel has room for
 LIMITS = (-0.6, 2.5)
 
 
@@ -43,6 +44,7 @@ def draw(results: Path) -> None:
     of = lambda method, probability: curves[
         (curves["method"] == method) & (curves["old_probability"] == probability)
     ].set_index("ratio")
+    others = ""
     for axis, (method, group) in zip(axes.flat, made.items()):
         for key, (label, colour) in SIGNS.items():
             axis.plot(of(REFERENCE, probable)[key], color=colour, linewidth=4, alpha=0.16, label=f"GRPO, {label}")
@@ -53,9 +55,11 @@ def draw(results: Path) -> None:
                 axis.plot(other, color=colour, linewidth=1.1, linestyle=(0, (1, 1)), label=label)
         name, *same = [method, *(one for one in group if one != method)]
         axis.set_title(name, fontsize=9)
-        if same:
-            lines = [", ".join(same[n : n + 2]) for n in range(0, len(same), 2)]
-            axis.text(0.05, 2.42, "= " + "\n   ".join(lines), fontsize=5.2, color="#444444", va="top")
+        if len(same) > FEW:  # too many to write into a panel
+            lines = [", ".join(same[n : n + 9]) for n in range(0, len(same), 9)]
+            others += f"\n{name}: also " + "\n".join(lines)
+        elif same:
+            axis.text(0.05, 2.42, "= " + ", ".join(same), fontsize=5.2, color="#444444", va="top")
         axis.axvline(1, color="black", linewidth=0.5, alpha=0.4)
         axis.axhline(0, color="black", linewidth=0.5, alpha=0.4)
         axis.set(xlim=(0, 2.4), ylim=LIMITS, xticks=[0, 0.8, 1.2, 2], yticks=[0, 1, 2])
@@ -72,7 +76,7 @@ def draw(results: Path) -> None:
         figure,
         f"w / A of one token of probability {probable:g} under the old policy (dotted: {rare:g}, where it differs), in"
         " a response of its own, the rest of the mini-batch on-policy;\na preset's values in a run's first step."
-        " Small: methods of the same curves, which act on something else than the ratio, or later in a run",
+        f" Small: methods of the same curves, which act on something else than the ratio, or later in a run{others}",
     )
     print(f"{curves['method'].nunique()} methods, {len(made)} rules")
     print(f"figure: {style.save(figure, results, 'weights')}")
