@@ -53,7 +53,7 @@ def ours(fixed: bool) -> tuple[list[float], float]:
     from pathlib import Path
 
     from cegppo import config
-    from cegppo.record.run import Record
+    from cegppo.record.run import Record, write_tokens
     from cegppo.trainer import Trainer
 
     folder, *_ = testbed_model()
@@ -79,7 +79,7 @@ def ours(fixed: bool) -> tuple[list[float], float]:
             start = time.perf_counter()
             rows.append(trainer.run_step())
             if trainer.tokens is not None:
-                trainer.tokens.write(loaded.folder)
+                write_tokens(loaded.folder, n + 1, trainer.tokens.parts)
             record.log(n + 1, rows[-1])
             times.append(time.perf_counter() - start)
         record.close("finished")
