@@ -114,8 +114,8 @@ def smaller_micro_batches(config: Config, trainer: Trainer) -> None:
     """Where a rank ran out of memory before, all ranks begin with what it left to try: one that
     leaves a pass cannot tell those that wait inside it."""
     with ranks.together():
-        left = [row["tokens"] for row in read_lines(config.folder / MEMORY)
-                if row.get("asked") == config.update.micro_batch_tokens]  # fmt: skip
+        said = [row for row in read_lines(config.folder / MEMORY) if isinstance(row.get("tokens"), int)]
+        left = [row["tokens"] for row in said if row.get("asked") == config.update.micro_batch_tokens]
     trainer.policy.micro_batch_tokens = min(ranks.gathered(min([trainer.policy.micro_batch_tokens, *left])))
 
 

@@ -329,9 +329,10 @@ class Trainer:
         checkpoint.restore(folder, self.policy, self.large, self.small)
         self.step, self.elapsed = own["step"], own["elapsed"]
         self.best = float("-inf") if own["best"] is None else own["best"]
-        smaller = own.get("micro_batch_tokens", {})
-        if smaller.get("asked") == self.config.update.micro_batch_tokens:
-            self.policy.micro_batch_tokens = smaller["now"]
+        with checkpoint.readable(folder):
+            smaller = own.get("micro_batch_tokens", {})
+            if smaller.get("asked") == self.config.update.micro_batch_tokens:
+                self.policy.micro_batch_tokens = int(smaller["now"])
         self.sampler.load(self.policy)
 
 

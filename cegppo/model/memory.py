@@ -115,8 +115,8 @@ def ways(config: Config, device: torch.device) -> list[str]:
 
 
 class OutOfMemory(Exception):
-    """Memory ran out, and a smaller micro-batch does not help, or not in this process. Nothing was
-    updated by halves that a checkpoint knows. Printed as one line; exit code 1."""
+    """Memory ran out, and a smaller micro-batch does not help, or not in this process. No
+    checkpoint holds what was half done. Printed as one line; exit code 1."""
 
     tokens = 0  # of a pass, with which it may be tried again; 0: there is no such number
 
