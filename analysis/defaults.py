@@ -53,7 +53,7 @@ def asked(settings: dict[str, Any]) -> list[dict[str, str]]:
     for key, value in tree.items():
         section, _, knob = key.partition(".")
         full = key
-        if section in ("loss", "controller", "explore") and knob != "name":
+        if section in ("loss", "controller", "explore") and knob not in ("", "name"):  # "": of another framework
             full = f"{section}.{settings[section].get('name')}.{knob}"
         default, doc = known().get(full, (None, ""))
         empty = full not in known() and value in (None, "", [], {})
