@@ -108,6 +108,7 @@ def _bounds(folder: Path, frame: pd.DataFrame) -> list[float] | None:
     """The clip's bounds of the ratio, by the loss's own ε or the instrument's 0.2; None where the
     recorded sides say otherwise (ε that is scheduled, or of another kind)."""
     loss = load.settings(folder).get("loss", {})
+    loss = loss if isinstance(loss, dict) else {}  # of another framework it is a name
     for low, high in ((loss.get("eps_low"), loss.get("eps_high")), (0.2, 0.2)):
         if not all(isinstance(eps, (int, float)) for eps in (low, high)):
             continue
