@@ -35,7 +35,7 @@ from .worker import TEMPERATURE, actor_config, update
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 # What each of them needs is not given by verl's registry alone (cegppo/plugins/batch.py, `needs`).
-NEEDY = ["boundary_rescue", "clip_b", "clip_cov", "erc", "steer", "top_entropy"]
+NEEDY = ["boundary_rescue", "lp_reg", "clip_b", "clip_cov", "erc", "steer", "top_entropy"]
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
