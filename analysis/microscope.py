@@ -110,7 +110,7 @@ def _bounds(folder: Path, frame: pd.DataFrame) -> list[float] | None:
     loss = load.settings(folder).get("loss", {})
     loss = loss if isinstance(loss, dict) else {}  # of another framework it is a name
     for low, high in ((loss.get("eps_low"), loss.get("eps_high")), (0.2, 0.2)):
-        if not all(isinstance(eps, (int, float)) for eps in (low, high)):
+        if not isinstance(low, int | float) or not isinstance(high, int | float):
             continue
         bounds = [1 - low, 1 + high]
         ratio, advantage, outside = frame["ratio"], frame["advantage"], frame["side"] != "inside"
