@@ -8,7 +8,7 @@ classes. A small letter (`logits_nv`) is a part of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -38,6 +38,14 @@ class BadInput(Exception):
 def said(error: BaseException, most: int = 200) -> str:
     """The first line of what an exception says, or its name where it says nothing."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:most]
+
+
+def listed(names: Iterable[Any], most: int = 300) -> str:
+    """Names that a file gives, for a line of text: one that would not show, or would break the line,
+    as Python writes it."""
+    shown = (str(name) if str(name).isprintable() and str(name).strip() else repr(name) for name in names)
+    text = ", ".join(shown)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def knob(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Data, Eval, Source, nearest
-from ..types import BadInput, Prompt, present, said
+from ..types import BadInput, Prompt, listed, present, said
 from . import instructions, programs
 from .reward import final_answer
 
@@ -219,7 +219,7 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
                 if layout
                 else "a problem and an answer that are recognised"
             )
-            there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            there = listed(row) if isinstance(row, dict) else type(row).__name__
             hint = "" if layout else "; name them: columns: {problem: …, answer: …}"
             raise BadInput(f"{where}: row {number} lacks {wanted}; it has: {there}{hint}")
         made.append((*found, row))

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from ..config import Limits
-from ..types import BadInput, Rollout, Verdict
+from ..types import BadInput, Rollout, Verdict, listed
 from . import sandbox
 
 _BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -27,7 +27,7 @@ def check(rows: list[tuple[Any, ...]], where: str) -> None:
     for number, (*_, row) in enumerate(rows, 1):
         for column in ("prompt", "entry_point", "test"):
             if not isinstance(row.get(column), str) or not row[column].strip():
-                raise BadInput(f"{where}: row {number} lacks '{column}', a text; it has: {', '.join(map(str, row))}")
+                raise BadInput(f"{where}: row {number} lacks '{column}', a text; it has: {listed(row)}")
 
 
 def program_of(text: str, beginning: str, entry_point: str) -> str | None:

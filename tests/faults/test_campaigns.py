@@ -15,6 +15,7 @@ from .table import Table
 # What a campaign found, for good: (check, input).
 FOUND = [
     ("experiment files", "0"),  # OmegaConf asserts that a document is no single number
+    ("data rows", ([{"\n": None}], {"columns": {}, "answer_form": None})),  # a column's name broke the line
     ("run folders", ("config.yaml", [(844829, 1, b"{-,]")])),  # list and diff read it, too
 ]
 
@@ -23,7 +24,9 @@ FOUND = [
 def test_strange_inputs(name):
     counted = [0]
     few = 5 if name == "run folders" else 40
-    inputs.test_of(name, few, counted)()
+    inputs.hypothesis.seed(0)(
+        inputs.test_of(name, few, counted)
+    )()  # the same ones each time: searching is the campaign's
     assert counted[0] >= few / 2
 
 
