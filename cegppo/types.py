@@ -41,8 +41,8 @@ def said(error: BaseException, most: int = 200) -> str:
 
 
 def listed(names: Iterable[Any], most: int = 300) -> str:
-    """Names that a file gives, for a line of text: one that would not show, or would break the line,
-    as Python writes it."""
+    """Names that a file gives, for a line of text: one that would not show, or would break the
+    line, as Python writes it."""
     shown = (str(name) if str(name).isprintable() and str(name).strip() else repr(name) for name in names)
     text = ", ".join(shown)
     return text if len(text) <= most else f"{text[:most]}…"
