@@ -10,6 +10,8 @@ import ctypes
 import heapq
 import os
 import signal
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,11 +20,13 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from .types import BadInput
 
 A = TypeVar("A")
 B = TypeVar("B")
+MEETING = timedelta(minutes=2)  # of ranks that torchrun starts together
 
 
 def launched() -> bool:
@@ -39,8 +43,40 @@ def join() -> None:
     )  # PR_SET_PDEATHSIG: a rank whose torchrun was killed would hold its GPU and the folder
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
-    # Ranks wait for the one whose responses are longest; a rank that died is torchrun's to notice.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=6))
+    store, own, world = next(dist.rendezvous("env://", timeout=MEETING))
+    store = dist.PrefixStore(_agreed(store, own, world), store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=own, world_size=world, timeout=MEETING)
+    # Once they have met they wait for the one whose responses are longest; a rank that died is
+    # torchrun's to notice.
+    _set_pg_timeout(timedelta(hours=6))
+
+
+def _agreed(store: dist.Store, own: int, world: int) -> str:
+    """A name for this meeting that every rank has and no earlier one had.
+
+    Where torchrun starts the ranks again it hands them the store of those before (PyTorch 2.13),
+    with their addresses in it; whoever reads one of these waits for a process that is gone. So each
+    rank says hello with a word of its own, and rank 0 answers that word, until all have answered
+    back.
+    """
+    if own:
+        word = uuid.uuid4().hex
+        store.set(f"hello/{own}", word)
+        name = store.get(f"answer/{word}").decode()
+        store.set(f"heard/{name}/{own}", "")
+        return name
+    name, until = uuid.uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    waiting = set(range(1, world))
+    while waiting:
+        if time.monotonic() > until:
+            raise BadInput(f"ranks {sorted(waiting)} of {world} did not come within {MEETING.total_seconds():.0f} s")
+        for other in waiting:
+            if store.check([f"hello/{other}"]):
+                store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)
+        time.sleep(0.01)
+        waiting = {other for other in waiting if not store.check([f"heard/{name}/{other}"])}
+    return name
 
 
 def leave() -> None:

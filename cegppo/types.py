@@ -194,6 +194,7 @@ class TokenBatch:
     origin_B: Tensor | None = None  # [B] int64, index into ORIGINS
     sequence_BS: Tensor | None = None  # [B, S] int64, prompt then response, right-padded
     prompt_len_B: Tensor | None = None  # [B] int64
+    bin_B: Tensor | None = None  # [B] int64, rows of one number lie one after the other in a pass (model/bins.py)
 
     @property
     def log_ratio_BT(self) -> Tensor:

@@ -30,8 +30,8 @@ record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
 problems.grader problems.sandbox problems.programs problems.instructions problems.harmless
 problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
-model.parallel model.lora model.head plugins.verl_statistics model.attention model.policy model.gguf model.critic
-model.optimizer model.memory
+model.parallel model.lora model.head plugins.verl_statistics model.attention model.bins model.policy model.gguf
+model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
 checkpoint evaluate update metrics trainer curves train sweep.launch sweep.verl sweep.grid sweep.search sweep.estimate
 sweep.command screen

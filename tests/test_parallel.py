@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +18,10 @@ import torch
 
 import run
 from cegppo import config
-from cegppo.ranks import shares
+from cegppo.ranks import _agreed, shares
 from cegppo.record.files import read_lines
 from cegppo.train import train
+from cegppo.types import BadInput
 
 from . import ranks
 from .test_train import Silent
@@ -180,10 +183,11 @@ sys.exit(run.main(sys.argv[1:]))
 @pytest.mark.slow
 def test_where_one_rank_ran_out_of_memory_all_begin_again_with_less(tiny, tmp_path):
     """The rank says it and leaves, torchrun ends the other, and starts both again by itself."""
-    train(config.load(tiny, ["steps=2", f"run_dir={tmp_path / 'whole'}"])[0], Silent())
+    padded = ["steps=2", "model.packing=never"]  # so that a pass has the tokens that SCARCE counts
+    train(config.load(tiny, [*padded, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
     script, folder = tmp_path / "scarce.py", tmp_path / "divided"
     script.write_text(SCARCE)
-    process = torchrun("--max-restarts", "3", script, "train", tiny, "steps=2", f"run_dir={folder}")
+    process = torchrun("--max-restarts", "3", script, "train", tiny, *padded, f"run_dir={folder}")
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     left = read_lines(folder / "memory.jsonl")
@@ -194,3 +198,22 @@ def test_where_one_rank_ran_out_of_memory_all_begin_again_with_less(tiny, tmp_pa
     assert {row.pop("memory/retries") for row in rows} == {0.0}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert_same_run(folder, tmp_path / "whole")
+
+
+def test_ranks_that_start_again_do_not_meet_those_before():
+    """The store of the first meeting is that of the second, with everything in it."""
+    store = torch.distributed.HashStore()
+    meetings = []
+    for _ in range(20):
+        with ThreadPoolExecutor(3) as pool:
+            late = [pool.submit(_agreed, store, own, 3) for own in (2, 1)]
+            names = {_agreed(store, 0, 3), *(each.result() for each in late)}
+        assert len(names) == 1
+        meetings += names
+    assert len(set(meetings)) == 20
+
+
+def test_a_rank_that_does_not_come_is_said(monkeypatch):
+    monkeypatch.setattr("cegppo.ranks.MEETING", timedelta(seconds=0.1))
+    with pytest.raises(BadInput, match=r"ranks \[1\] of 2 did not come within"):
+        _agreed(torch.distributed.HashStore(), 0, 2)

@@ -91,7 +91,8 @@ class Model:
         "float32", "of the computation; weights, gradients and optimizer state stay in fp32"
     )
     packing: Literal["auto", "always", "never"] = knob(
-        "auto", "sequences one after the other instead of padded; auto: on a GPU in bfloat16"
+        "auto",
+        "answers one after the other instead of padded; auto: on a GPU in bfloat16 all of a pass, on a CPU in bins",
     )
     gradient_checkpointing: bool = knob(False, "keep only each layer's input; about a third more computation")
     head_chunk: int = knob(

@@ -20,8 +20,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .. import ranks
 from ..config import Lora, Model
 from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present, said
-from . import lora, parallel
+from . import bins, lora, parallel
 from .attention import checkpointed, packed_states, predicting_states
+from .bins import Pass
 from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
 
@@ -79,11 +80,12 @@ class Policy:
         head_chunk: int = 256,
         bfloat16: bool = False,
         packing: bool = False,
+        in_bins: bool = False,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.head_chunk = temperature, head_chunk
         self.room = Room(micro_batch_tokens)
-        self.bfloat16, self.packing = bfloat16, packing
+        self.bfloat16, self.packing, self.in_bins = bfloat16, packing, in_bins
         self.device = next(model.parameters()).device
         self._replica: parallel.Replica | None = None  # of a model whose weights are sharded, or adapted
         self.lora: Lora | None = None  # of its adapters
@@ -130,7 +132,9 @@ class Policy:
                     f"model.gradient_checkpointing: {type(model).__name__} has no layers that can be checkpointed"
                 )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
-        return cls(model.to(chosen).eval(), tokenizer, bfloat16=dtype == "bfloat16", packing=packs, **kwargs)
+        model = model.to(chosen).eval()
+        in_bins = packing == "auto" and chosen.type == "cpu" and bins.taken(model)
+        return cls(model, tokenizer, bfloat16=dtype == "bfloat16", packing=packs, in_bins=in_bins, **kwargs)
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -253,6 +257,8 @@ class Policy:
         """([N, H] hidden states of `decoder` that predict the response tokens, [N] those
         tokens)."""
         with self.autocast(), checkpointed(decoder):
+            if x.bin_B is not None:
+                return bins.binned_states(decoder, x)
             return (packed_states if self.packing else predicting_states)(decoder, x)
 
     @torch.no_grad()
@@ -290,35 +296,46 @@ class Policy:
         """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone),
         rows of like length together.
 
-        Padded, padding counts. Packed, it does not exist.
+        Padded, padding counts. Packed, it does not exist. In bins there is little, and rows of any
+        length are together.
 
         With several ranks those of this rank's share of the rows, and as many on every rank, as
         sharded weights demand: where another rank has more, the last ones are row 0 without
         response tokens.
         """
         total_B = (present(x.prompt_len_B) + x.length_B.long()).tolist()
-        plans = [list(self._packed(rows, total_B)) for rows in ranks.shares(total_B, ranks.world())]
+        plans = [self._plan(rows, x, total_B) for rows in ranks.shares(total_B, ranks.world())]
         mine = plans[ranks.rank()]
-        for rows in mine:
-            index = torch.tensor(rows)
-            lengths = [total_B[b] for b in rows]
-            self.room.under_way = len(rows), sum(lengths) if self.packing else max(lengths) * len(rows)
-            yield index, x.rows(index)
+        for each in mine:
+            index = torch.tensor(each.rows)
+            self.room.under_way = len(each.rows), each.tokens
+            bin_B = None if each.bin_of is None else torch.tensor(each.bin_of, device=x.mask_BT.device)
+            yield index, x.rows(index).but(bin_B=bin_B)
         for _ in range(max(map(len, plans)) - len(mine)):
             yield torch.tensor([0]), without_tokens(x)
 
-    def _packed(self, rows: list[int], total_B: list[int]) -> Iterator[list[int]]:
+    def _plan(self, rows: list[int], x: TokenBatch, total_B: list[int]) -> list[Pass]:
+        """The passes over `rows` of `x`."""
+        padded = list(self._by_length(rows, total_B))
+        if not self.in_bins or not rows:
+            return padded
+        return bins.plan(rows, x, padded, self.model.config.hidden_size, self.micro_batch_tokens)
+
+    def _by_length(self, rows: list[int], total_B: list[int]) -> Iterator[Pass]:
+        """Rows of like length together, padded or packed."""
         order = sorted(rows, key=lambda b: (total_B[b], b))
         start = 0
         while start < len(order):
             stop, sum_of_lengths = start + 1, total_B[order[start]]
+            tokens = sum_of_lengths
             while stop < len(order):
                 longest = total_B[order[stop]]
                 sum_of_lengths += longest
-                if (sum_of_lengths if self.packing else longest * (stop + 1 - start)) > self.micro_batch_tokens:
+                more = sum_of_lengths if self.packing else longest * (stop + 1 - start)
+                if more > self.micro_batch_tokens:
                     break
-                stop += 1
-            yield order[start:stop]
+                stop, tokens = stop + 1, more
+            yield Pass(order[start:stop], tokens)
             start = stop
 
     def collate(
