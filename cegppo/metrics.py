@@ -12,8 +12,11 @@ from .types import ORIGINS, Origin, TokenBatch, Verdict, present
 
 def mismatch(x: TokenBatch) -> tuple[float, float]:
     """Largest and mean absolute difference, in nats, of the sampler's log-probabilities of its
-    own tokens to the trainer's, over the policy's own responses; 0 where there are none."""
+    own tokens to the trainer's, over the policy's own responses that the trainer computed again; 0
+    where there are none."""
     own_BT = of_origin(x, "policy")
+    if x.checked_B is not None:
+        own_BT = own_BT * x.checked_B[:, None]
     difference_BT = ((present(x.sampler_logprob_BT) - x.old_logprob_BT) * own_BT).abs()
     return float(difference_BT.max()), float(difference_BT.sum() / own_BT.sum().clamp(min=1))
 
@@ -59,6 +62,7 @@ def summarize(
     tokens = x.mask_BT.sum()
     made["entropy/mean"] = float((present(x.old_entropy_BT) * x.mask_BT).sum() / tokens)
     made["mismatch/max"], made["mismatch/mean"] = mismatch(x)
+    made["mismatch/checked"] = 1.0 if x.checked_B is None else float(x.checked_B.mean())
     if norms:
         made["grad/norm"] = float(np.mean(norms))
         made |= tally.metrics(updates=len(norms))

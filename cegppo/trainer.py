@@ -345,7 +345,10 @@ class RunOf:
         self.values = (c.reward_values[0], c.reward_values[1])
         self.advantage = ADVANTAGES[c.advantage.kind]
         self.score = trainer.score
-        self.behaviours = Behaviours(trainer.sampler, trainer.policy, lambda folder: other_policy(c, folder))
+        self.behaviours = Behaviours(
+            trainer.sampler, trainer.policy, lambda folder: other_policy(c, folder),
+            statistics=c.rollout.old_logprobs == "auto",
+        )  # fmt: skip
         self.teacher = teacher_of(c, trainer.policy)
 
     def ready(self, behaviour: explore.Behaviour) -> None:

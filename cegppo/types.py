@@ -119,6 +119,8 @@ class Rollout:
     # Its log-probabilities under the policy that the ratio is against, one a token, where that is
     # not the policy that starts the step: what came from elsewhere keeps its own.
     old_logprobs: tuple[float, ...] | None = None
+    # (entropy, Σπ², Σπ² log π) at each token, of a sampler that computes as the trainer does.
+    statistics: tuple[tuple[float, float, float], ...] | None = None
 
     @property
     def spoken(self) -> str:
@@ -183,6 +185,7 @@ class TokenBatch:
     # Under the old policy without its tail, for a loss that says PROXY; `head.GONE` in the tail.
     proxy_logprob_BT: Tensor | None = None
     sampler_logprob_BT: Tensor | None = None  # the sampler's own log-probability of its token
+    checked_B: Tensor | None = None  # [B] 1.0 where the trainer computed the old log-probabilities itself; None: all
     ref_logprob_BT: Tensor | None = None  # under the frozen reference policy
     old_value_BT: Tensor | None = None  # the critic's V(s_t) before the step's updates
     return_BT: Tensor | None = None  # the critic's regression target

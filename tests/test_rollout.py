@@ -1,10 +1,13 @@
 """The sampler: random streams of its own, the distribution it claims, and agreement with the
 trainer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cegppo import metrics
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling, hf
 from cegppo.rollout.hf import HFSampler, sample_tokens
@@ -61,6 +64,47 @@ def test_sampled_logprobs_agree_with_the_trainer(policy):
         zeros = np.zeros(len(rollouts))
         x = trainer.collate(rollouts, zeros, zeros, zeros)
         assert ((x.sampler_logprob_BT - x.old_logprob_BT) * x.mask_BT).abs().max() < 1e-5
+
+
+def _both_ways(policy, change=lambda rollouts: rollouts, **rules):
+    """Collated from what the sampler knows, after a `change`, and computed again."""
+    sampler = HFSampler(policy, Sampling(seed=0, max_tokens=24, **rules))
+    known = change(sampler.but(statistics=True).sample(prompts(policy, TEXTS), 16, step=0))
+    plain = sampler.sample(prompts(policy, TEXTS), 16, step=0)
+    zeros = np.zeros(len(plain))
+    return known, plain, policy.collate(known, zeros, zeros, zeros), policy.collate(plain, zeros, zeros, zeros)
+
+
+def test_the_sampler_is_taken_at_its_word_where_a_check_agrees(policy):
+    known, plain, x, y = _both_ways(policy)
+    assert [r.token_ids for r in known] == [r.token_ids for r in plain]
+    for name in ("old_logprob_BT", "logprob_BT", "old_entropy_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT"):
+        torch.testing.assert_close(getattr(x, name), getattr(y, name), atol=2e-5, rtol=1e-5)
+    assert y.checked_B is None and x.checked_B.sum() == -(-len(known) // 16)
+    checked = x.checked_B.bool()
+    assert not torch.equal(x.old_logprob_BT, x.sampler_logprob_BT)
+    assert torch.equal(x.old_logprob_BT[~checked], x.sampler_logprob_BT[~checked])
+    assert metrics.mismatch(x)[0] > 0 and metrics.mismatch(x)[1] < 1e-5
+
+
+def test_a_sampler_whose_check_fails_is_not_believed(policy):
+    off = lambda by: lambda rs: [replace(r, logprobs=tuple(p + by for p in r.logprobs)) for r in rs]
+    for by in (1e-3, float("nan")):
+        _, _, x, y = _both_ways(policy, off(by))
+        assert x.checked_B is None and torch.equal(x.old_logprob_BT, y.old_logprob_BT)
+
+
+def test_who_computes_otherwise_says_nothing(policy):
+    rules = dict(seed=0, max_tokens=4, statistics=True)
+    said = lambda p, **more: HFSampler(p, Sampling(**rules, **more)).sample(prompts(p, TEXTS), 1, 0)[0].statistics
+    assert said(policy) is not None and said(policy, top_p=0.5) is not None
+    assert said(policy, temperature=0.5) is None
+    assert said(Policy(policy.model, policy.tokenizer, bfloat16=True)) is None
+
+
+def test_one_response_without_statistics_and_all_are_computed(policy):
+    _, _, x, _ = _both_ways(policy, lambda rs: [replace(rs[0], statistics=None), *rs[1:]])
+    assert x.checked_B is None
 
 
 def test_trainer_statistics_against_a_plain_forward_in_float64(policy):

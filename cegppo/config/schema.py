@@ -132,6 +132,11 @@ class RolloutConfig:
         None,
         "sampled at a time when groups are dropped; default: prompts_per_step, which is what trains at most",
     )
+    old_logprobs: Literal["auto", "recompute"] = knob(
+        "auto",
+        "auto: the sampler's own where it computes as the trainer does (hf, float32) and one response in 16,"
+        " computed again, agrees to 1e-5 nats on average; recompute: all of them again",
+    )
     max_refills: int = knob(4, "rounds of sampling that a refill may take at most", least=1)
     vllm: VLLM = field(default_factory=VLLM)
 

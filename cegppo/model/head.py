@@ -52,16 +52,16 @@ def token_statistics(logits_NV: Tensor, token_N: Tensor, entropy_grad: bool = Fa
     logp_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), dim=-1)
     logprob_N = logp_NV.gather(-1, token_N[:, None])[:, 0]
     if entropy_grad and torch.is_grad_enabled():
-        entropy_N, *sums = _sums(logp_NV)
+        entropy_N, *sums = distribution_sums(logp_NV)
     else:  # a few rows at a time, which stay in a CPU's caches between the passes over them
         with torch.no_grad():
             height = len(logp_NV) if logp_NV.is_cuda else max(1, CACHE_BYTES // (logp_NV.shape[1] * logp_NV.itemsize))
-            parts = [_sums(part_nv) for part_nv in logp_NV.detach().split(height)]
+            parts = [distribution_sums(part_nv) for part_nv in logp_NV.detach().split(height)]
             entropy_N, *sums = (torch.cat(values) for values in zip(*parts))
     return TokenStatistics(logprob_N, entropy_N, *(value_N.detach() for value_N in sums))
 
 
-def _sums(logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def distribution_sums(logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Entropy, Σπ² and Σπ² log π of each row. A token of probability 0 has log 0 = −∞ and counts
     as 0."""
     p_NV = logp_NV.exp()

@@ -25,6 +25,10 @@ from .attention import checkpointed, packed_states, predicting_states
 from .bins import Pass
 from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
+STATISTICS = ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
+CHECKED = 16  # one response in so many is computed again where the sampler computes as the trainer does
+AGREES = 1e-5  # nats a token on average
+
 
 def choose_device(name: str) -> torch.device:
     """The device that `name` means; with several ranks a GPU of its own for each."""
@@ -265,9 +269,7 @@ class Policy:
     def evaluate(self, x: TokenBatch) -> dict[str, Tensor]:
         """Statistics of all rows without gradient, micro-batched: TokenBatch fields
         `logprob_BT`, `entropy_BT`, … ([B, T])."""
-        made = {
-            name: torch.zeros_like(x.mask_BT) for name in ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
-        }
+        made = {name: torch.zeros_like(x.mask_BT) for name in STATISTICS}
         for index, micro in self.micro_batches(x):
             with lora.switched_off(self.model) if self.adapters_off else nullcontext():
                 s = self.statistics(micro)
@@ -377,7 +379,7 @@ class Policy:
             prompt_len_B=tensor([len(p) for p in prompts], torch.int64),
         )
         own_B = present(x.origin_B) == ORIGINS.index("policy")
-        now = self.evaluate(x)
+        now = self._said(rollouts, x) or self.evaluate(x)
         old_logprob_BT = now["logprob_BT"]
         brought_B = tensor([r.old_logprobs is not None for r in rollouts], torch.bool)
         if brought_B.any():
@@ -387,6 +389,29 @@ class Policy:
         return x.but(
             **now, old_logprob_BT=old_logprob_BT, old_entropy_BT=now["entropy_BT"], sampler_logprob_BT=sampler_BT
         )
+
+    def _said(self, rollouts: Sequence[Rollout], x: TokenBatch) -> dict[str, Tensor]:
+        """What `evaluate` would make, as the sampler said it. Of one response in CHECKED it is
+        computed; nothing is returned where the two differ, or where the sampler did not say it."""
+        if any(r.statistics is None for r in rollouts):
+            return {}
+        said_BTF = np.zeros((*x.mask_BT.shape, len(STATISTICS)), dtype=np.float32)
+        for b, r in enumerate(rollouts):
+            said_BTF[b, : len(r.token_ids), 0] = r.logprobs
+            said_BTF[b, : len(r.token_ids), 1:] = r.statistics
+        said = {name: torch.from_numpy(said_BTF[..., f].copy()).to(self.device) for f, name in enumerate(STATISTICS)}
+        index = torch.arange(0, len(x), CHECKED, device=self.device)
+        rows = x.rows(index)
+        width = rows.mask_BT.shape[1]
+        computed = self.evaluate(rows)
+        apart_BT = (said["logprob_BT"][index, :width] - computed["logprob_BT"]).abs() * rows.mask_BT
+        if not apart_BT.sum() <= AGREES * rows.mask_BT.sum():
+            return {}
+        for name, value_BT in computed.items():
+            said[name][index, :width] = value_BT
+        checked_B = torch.zeros(len(x), device=self.device)
+        checked_B[index] = 1.0
+        return said | {"checked_B": checked_B}
 
 
 def without_tokens(x: TokenBatch) -> TokenBatch:

@@ -20,6 +20,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: off
     max_tokens: int = 64
+    statistics: bool = False  # each token's entropy and the like, too, where the engine has them
 
 
 class Sampler:

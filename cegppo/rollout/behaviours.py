@@ -18,6 +18,7 @@ class Behaviours:
     sampler: DividedSampler  # of the policy
     policy: Policy
     read: Callable[[str], Policy]  # the policy in a folder
+    statistics: bool = False  # of the policy's own responses, where the engine has them
     others: dict[str, DividedSampler] = field(default_factory=dict)  # of checkpoints, by their folder
 
     def draw(self, jobs: list[Job], step: int, behaviour: Behaviour) -> list[Rollout]:
@@ -26,9 +27,9 @@ class Behaviours:
         sampler = self.other(behaviour.checkpoint) if behaviour.checkpoint else self.sampler
         usual = sampler.rules.temperature
         heat = usual if behaviour.temperature is None else behaviour.temperature
-        rollouts = (sampler if heat == usual else sampler.but(temperature=heat)).draw(jobs, step)
         if sampler is self.sampler and heat == usual:
-            return rollouts
+            return sampler.but(statistics=self.statistics).draw(jobs, step)
+        rollouts = (sampler if heat == usual else sampler.but(temperature=heat)).draw(jobs, step)
         origin: Origin = "checkpoint" if behaviour.checkpoint else "tempered"
         # An engine that reports no log-probabilities at this temperature leaves the policy's.
         return [replace(r, origin=origin, old_logprobs=r.logprobs or None) for r in rollouts]

@@ -11,6 +11,7 @@ batch).
 
 import zlib
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..model.head import distribution_sums
 from ..model.policy import Policy
 from ..types import Job, Rollout
 from . import Sampler, Sampling
@@ -75,10 +77,10 @@ def uniforms(seed: int, step: int, prompt_id: str, index: int, count: int) -> np
 
 
 def sample_tokens(
-    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int
-) -> tuple[Tensor, Tensor]:
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int, statistics: bool = False
+) -> tuple[Tensor, ...]:
     """One token a row by inverting the distribution function at `uniform_B`: ([B] tokens, [B]
-    log-probabilities).
+    log-probabilities); with `statistics` also [B] entropies, Σπ² and Σπ² log π.
 
     Order as everywhere: temperature, then top-k, then top-p on what top-k left (the smallest set
     whose mass reaches top-p). The log-probability is that of the distribution before top-k and
@@ -99,7 +101,8 @@ def sample_tokens(
     # Rounding may put u · total at the total itself: then it is the last place that has any mass.
     place_B = torch.minimum(place_B, (cdf_BV < cdf_BV[:, -1:]).sum(-1))
     picked_B = place_B if token_BV is None else token_BV.gather(1, place_B[:, None])[:, 0]
-    return picked_B, logp_BV.gather(1, picked_B[:, None])[:, 0]
+    known = distribution_sums(logp_BV) if statistics else ()
+    return picked_B, logp_BV.gather(1, picked_B[:, None])[:, 0], *known
 
 
 class HFSampler(Sampler):
@@ -150,6 +153,7 @@ class HFSampler(Sampler):
             given[row, : prompt_len[row]] = prompt.token_ids
         token_BS = torch.from_numpy(given).to(device)
         logprob_BS = torch.zeros(token_BS.shape, device=device)
+        statistics_BSF = torch.zeros(*token_BS.shape, 3, device=device) if self._computes_as_the_trainer() else None
         draws = np.zeros(token_BS.shape)
         for row, (prompt, index) in enumerate(jobs):
             begin = prompt_len[row]
@@ -168,13 +172,16 @@ class HFSampler(Sampler):
             with self.policy.autocast():
                 hidden_BSH = decoder(input_ids=input_BS, past_key_values=cache, use_cache=True).last_hidden_state
             logits_BV = head(hidden_BSH[:, -1].to(head.weight.dtype))
-            picked_B, logprob_B = sample_tokens(
-                logits_BV, uniform_BS[alive_B, place], self.rules.temperature, self.rules.top_p, self.rules.top_k
-            )
+            picked_B, logprob_B, *known = sample_tokens(
+                logits_BV, uniform_BS[alive_B, place], self.rules.temperature, self.rules.top_p, self.rules.top_k,
+                statistics=statistics_BSF is not None,
+            )  # fmt: skip
             samples_B = running_B & (prompt_len_B[alive_B] <= place)
             token_B = torch.where(samples_B, picked_B, token_BS[alive_B, place])
             token_BS[alive_B, place] = token_B
             logprob_BS[alive_B, place] = torch.where(samples_B, logprob_B, 0.0)
+            if statistics_BSF is not None:
+                statistics_BSF[alive_B, place] = torch.stack(known, dim=1)
             running_B &= ~(samples_B & (token_B == eos)) & (place + 1 < end_B[alive_B])
             count = int(running_B.sum())
             if count == 0:
@@ -185,11 +192,17 @@ class HFSampler(Sampler):
                     layer.keep(keep)
                 alive_B, running_B, token_B = alive_B[keep], running_B[keep], token_B[keep]
             input_BS = token_B[:, None]
-        return [
-            self._rollout(job, *row) for job, row in zip(jobs, zip(token_BS.tolist(), logprob_BS.tolist(), prompt_len))
-        ]
+        statistics = repeat(None) if statistics_BSF is None else statistics_BSF.cpu().numpy()
+        rows = zip(token_BS.tolist(), logprob_BS.tolist(), statistics, prompt_len)
+        return [self._rollout(job, *row) for job, row in zip(jobs, rows)]
 
-    def _rollout(self, job: Job, tokens: list[int], logprobs: list[float], begin: int) -> Rollout:
+    def _computes_as_the_trainer(self) -> bool:
+        """Whether what it knows of a token's distribution is asked for, and is the trainer's."""
+        return self.rules.statistics and not self.policy.bfloat16 and self.rules.temperature == self.policy.temperature
+
+    def _rollout(
+        self, job: Job, tokens: list[int], logprobs: list[float], statistics: np.ndarray | None, begin: int
+    ) -> Rollout:
         prompt, index = job
         response = tokens[begin : begin + self.rules.max_tokens]
         eos = self.policy.tokenizer.eos_token_id
@@ -197,4 +210,6 @@ class HFSampler(Sampler):
         if eos in response:
             response, finish = response[: response.index(eos) + 1], "stop"
         text = self.policy.tokenizer.decode(response, skip_special_tokens=True)
-        return Rollout(prompt, index, tuple(response), tuple(logprobs[begin : begin + len(response)]), finish, text)
+        inside = slice(begin, begin + len(response))
+        known = None if statistics is None else tuple(map(tuple, statistics[inside].tolist()))
+        return Rollout(prompt, index, tuple(response), tuple(logprobs[inside]), finish, text, statistics=known)
