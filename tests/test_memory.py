@@ -427,7 +427,8 @@ def test_a_run_that_ran_out_of_memory_goes_on(tiny, tmp_path, scarce, method):
     continued has the same micro-batches, bit for bit; looked-at steps count every update once."""
     words = [f"method={method}", *METHODS[method], "steps=4", "diagnostics.every=1", "checkpoint_every=2"]
     words += ["diagnostics.parts=true", "eval_every=0", "wandb.mode=disabled"]
-    words += ["model.packing=never"]  # so that a pass has the tokens that `scarce` counts
+    # A pass has the tokens that `scarce` counts, and the first is of the whole batch.
+    words += ["model.packing=never", "rollout.old_logprobs=recompute"]
     run = lambda name, *more: train(config.load(tiny, [*words, f"run_dir={tmp_path / name}", *more])[0], Silent())
     # The ledger sorts tokens into classes by a pass of its own: one at the bound may go to either.
     either = lambda k: k.startswith("ledger/") and k.endswith(("_hp", "_lp"))
