@@ -34,6 +34,10 @@ class BadInput(Exception):
 
     shared = False  # whether every rank has it (ranks.together)
 
+    def __str__(self) -> str:
+        """In one line, whatever names and values of the user's it quotes."""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
 
 def said(error: BaseException, most: int = 200) -> str:
     """The first line of what an exception says, or its name where it says nothing."""
@@ -41,10 +45,8 @@ def said(error: BaseException, most: int = 200) -> str:
 
 
 def listed(names: Iterable[Any], most: int = 300) -> str:
-    """Names that a file gives, for a line of text: one that would not show, or would break the
-    line, as Python writes it."""
-    shown = (str(name) if str(name).isprintable() and str(name).strip() else repr(name) for name in names)
-    text = ", ".join(shown)
+    """Names that a file gives, for a line of text; one that would not show as Python writes it."""
+    text = ", ".join(str(name) if str(name).strip() else repr(name) for name in names)
     return text if len(text) <= most else f"{text[:most]}…"
 
 

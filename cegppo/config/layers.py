@@ -162,7 +162,7 @@ def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
     includes = tree.pop("include", None) or []
     layers = []
     includes = [includes] if isinstance(includes, str) else includes
-    if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
+    if not isinstance(includes, list) or not all(isinstance(name, str) and "\0" not in name for name in includes):
         raise BadInput(f"{path}: 'include' takes a file name or a list of them, not {includes!r}")
     for name in includes:
         layers += _file_layers(path.parent / name, (*seen, path.resolve()))

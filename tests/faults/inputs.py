@@ -131,7 +131,7 @@ def check_data(pair: tuple[list[Any], dict[str, Any]]) -> None:
         made = data.problems_of(rows, Source(name="s", file="f.jsonl", **layout), "f.jsonl")
     except BadInput as error:
         return refused(error)
-    assert len(made) == len(rows) and all(answer.strip() for _, answer in made)
+    assert len(made) == len(rows) and all(answer.strip() for _, answer, _ in made)
 
 
 def check_data_file(content: bytes) -> None:
