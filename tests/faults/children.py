@@ -113,7 +113,7 @@ def left(root: Path) -> dict[str, Any]:
         elif path.suffix == ".json":
             made[name] = _row(json.loads(path.read_text()), root)
         elif path.suffix in (".yaml", ".html"):
-            made[name] = path.read_text().replace(str(root), "ROOT")
+            made[name] = path.read_text().replace(str(root), "ROOT").replace(root.name, "ROOT")  # a page's title
         else:
             made[name] = path.read_bytes()
     return made

@@ -79,14 +79,14 @@ class Campaign:
 
     def recorded(self, name: str) -> tuple[dict[tuple[str, str], list[int]], dict]:
         """The places at which the undisturbed command writes, and what it leaves."""
-        root = fresh(self.folder, name, "trial")
+        root = fresh(self.folder, name, f"tried {name}")
         child = self.start(name, root)
         assert child.wait(PATIENCE) == 0, child.said()
         return places(self.folder / "log"), left(root)
 
     def trial(self, name: str, wanted: dict, call: int, fault: tuple[str, int, bool]) -> str:
         """What was wrong, or ""."""
-        root = fresh(self.folder, name, "trial")
+        root = fresh(self.folder, name, f"tried {name}")
         child = self.start(name, root, call, *fault[1:])
         code, said = child.wait(PATIENCE), child.said()
         if code is None:

@@ -142,7 +142,7 @@ class Campaign:
         """(kills, what was wrong afterwards or "") of one folder."""
         rng = random.Random(f"{self.seed} {name} {number}")
         before, seconds = self.undisturbed(name)
-        root = fresh(self.folder, name, "trial")
+        root = fresh(self.folder, name, f"tried {name}")
         kills = 0
         for _ in range(rng.randint(1, SCENARIOS[name].kills)):
             child = self.start(name, root)

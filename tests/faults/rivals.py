@@ -21,7 +21,7 @@ class Campaign:
 
     def trial(self, name: str, wanted: dict, seconds: float) -> str:
         """What was wrong, or ""; the second starts after `seconds`."""
-        root = fresh(self.folder, name, "trial")
+        root = fresh(self.folder, name, f"tried {name}")
         first = Child(SCENARIOS[name].command(root), self.folder / "output")
         first.wait(seconds)
         second = Child(SCENARIOS[name].command(root), self.folder / "output of the second")
