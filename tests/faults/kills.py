@@ -54,7 +54,7 @@ SWEEP = """
 experiment: {tiny}
 seeds: [0]
 common: {{steps: 2, eval_every: 0, wandb.mode: disabled}}
-vary: [loss.beta1, method]
+varies: [loss.beta1, method]
 arms:
   one: {{method: cegppo, loss.beta1: 0.0}}
   two: {{method: cegppo, loss.beta1: 1.0}}
