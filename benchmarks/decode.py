@@ -14,6 +14,7 @@ from cegppo.types import Prompt
 
 NEW = 32
 ROUNDS = 9
+ROWS = (64, 256, 512)
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([forbidden]), -1e9))
     print(machine(), "\n")
     print(f"| rows × {NEW} tokens | ours | generate | ours / generate |\n|---|---|---|---|")
-    for rows in (64, 256, 512):
+    for rows in ROWS:
         texts = [question.format(i % 10) for i in range(rows)]
         ids = torch.tensor([tokenizer.encode(t) for t in texts])
         prompts = [Prompt(f"p/{i}", "p", t, tuple(r), "") for i, (t, r) in enumerate(zip(texts, ids.tolist()))]

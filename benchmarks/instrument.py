@@ -4,7 +4,7 @@ against an ordinary one.
 Off means: log-probabilities only, no entropies, no power sums, no tally. What is compared takes
 turns on the same state. CPU time of the process, which a busy machine leaves alone.
 
-* per update, testbed: the whole step (rollout, grading, 32 updates of 8 responses);
+* per update, testbed: the whole step (rollout, grading, 32 updates of 8 responses or 8 of 64);
 * per update, a vocabulary of 151,936: one update's forward, statistics and backward from hidden
   states of width 1,536 on;
 * looked at: the default, and 512 responses in 8 updates (experiments/regimes/task.yaml).
@@ -25,10 +25,12 @@ from cegppo.instrument.tally import Tally
 from cegppo.model import policy
 from cegppo.model.head import TokenStatistics, token_statistics
 from cegppo.objective import Weights
+from cegppo.rollout import hf
 from cegppo.trainer import Trainer
 from cegppo.types import TokenBatch
 
 ROUNDS = 12
+OFTEN, SELDOM = "experiments/one_group.yaml", "experiments/regimes/task.yaml"  # 32 updates a step, and 8
 
 
 def logprob_only(logits_NV, token_N, entropy_grad=False):
@@ -39,12 +41,13 @@ def logprob_only(logits_NV, token_N, entropy_grad=False):
 
 @contextmanager
 def instrument_off():
-    kept = policy.token_statistics, Tally.add_tokens
-    policy.token_statistics, Tally.add_tokens = logprob_only, lambda *_, **__: None
+    kept = policy.token_statistics, Tally.add_tokens, hf.distribution_sums
+    blank = lambda logp_BV: (logp_BV.new_zeros(len(logp_BV)),) * 3
+    policy.token_statistics, Tally.add_tokens, hf.distribution_sums = logprob_only, lambda *_, **__: None, blank
     try:
         yield
     finally:
-        policy.token_statistics, Tally.add_tokens = kept
+        policy.token_statistics, Tally.add_tokens, hf.distribution_sums = kept
 
 
 def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -67,15 +70,15 @@ def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: in
     return times
 
 
-def per_update() -> str:
-    trainer = Trainer(config.load("experiments/one_group.yaml", ["method=cegppo", "diagnostics.every=0"])[0])
+def per_update(experiment: str) -> str:
+    trainer = Trainer(config.load(experiment, ["method=cegppo", "diagnostics.every=0"])[0])
 
     def off() -> None:
         with instrument_off():
             trainer.run_step()
 
     times = alternate(trainer, {"on": lambda: trainer.run_step(), "off": off}, ROUNDS)
-    return ratio_line("testbed, whole step", times["on"], times["off"])
+    return ratio_line(f"{experiment}, whole step", times["on"], times["off"])
 
 
 def looked_at(experiment: str, parts: bool, rounds: int = 4) -> str:
@@ -122,10 +125,11 @@ def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_93
 def main() -> None:
     print(machine(), "\n")
     print("| per update | on | off | on / off |\n|---|---|---|---|")
-    print(per_update(), flush=True)
+    for experiment in (OFTEN, SELDOM):
+        print(per_update(experiment), flush=True)
     print(at_vocabulary(), flush=True)
     print("\n| a looked-at step | looked at | ordinary | ratio |\n|---|---|---|---|")
-    for experiment in ("experiments/one_group.yaml", "experiments/regimes/task.yaml"):
+    for experiment in (OFTEN, SELDOM):
         for parts in (False, True):
             print(looked_at(experiment, parts), flush=True)
 
