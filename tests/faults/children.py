@@ -56,7 +56,10 @@ class Child:
     def kill(self) -> None:
         """The whole session, at once."""
         if self.code is None:
-            os.killpg(self.pid, signal.SIGKILL)
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has no session yet, and so nobody beside it
+                os.kill(self.pid, signal.SIGKILL)
             self.wait(60)
 
     def said(self) -> str:
