@@ -54,8 +54,8 @@ def test_decode(benchmark, capsys):
 
 
 def test_step(benchmark):
-    times, length = benchmark("step", PROMPTS=2, GROUP=2, UPDATES=2).ours(fixed=True)
-    assert len(times) == 10 and length == 32
+    times, plain, length = benchmark("step", PROMPTS=2, GROUP=2, UPDATES=2).ours(fixed=True)
+    assert len(times) == 10 and len(plain) == 9 and length == 32
     pytest.importorskip("trl")
     times, length = benchmark("step", STEPS=1).theirs(fixed=True)
     assert len(times) == 1 and length == 32
