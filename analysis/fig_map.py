@@ -18,7 +18,7 @@ from .stats import Triple
 
 BLOCKS = ("map", "map agreement")
 FEW = 5  # regimes, below which no correlation is quoted
-FOLDER, REFERENCE, MAIN = "map", "grpo", "cegppo"
+FOLDER, REFERENCE, MAIN, CLIP_HIGHER = "map", "grpo", "cegppo", "clip_higher"
 SIDES = {"high": ("β = (0, 1)", "#A9C934", "^"), "low": ("β = (1, 0)", "#B36BC9", "v")}
 
 
@@ -57,7 +57,7 @@ def read(results: Path) -> list[Regime]:
 
 def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
     there = {folder.parent.name for folder in load.run_folders(root / name)}
-    known = [REFERENCE, *arms, *({"clip_higher"} & there)]
+    known = [REFERENCE, *arms, *({CLIP_HIGHER} & there)]
     runs, tests = load.metrics(root, name, known), load.evaluations(root, name, known)
     of = {arm: runs[runs["arm"] == arm] for arm in known}
     last = tests["step"].max()
@@ -66,7 +66,7 @@ def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
     return Regime(
         name,
         arms,
-        lever.measured(of["clip_higher"], of[REFERENCE]) if "clip_higher" in of else None,
+        lever.measured(of[CLIP_HIGHER], of[REFERENCE]) if CLIP_HIGHER in of else None,
         {arm: stats.mean_over_seeds(stats.paired(score[arm], score[REFERENCE])) for arm in known[1:]},
         float(start.mean()),
         float(end.mean()),
@@ -75,12 +75,12 @@ def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
 
 def draw(results: Path) -> None:
     regimes = read(results)
-    height = 1.6 + 0.42 * len(regimes)
+    height = 1.6 + 0.5 * len(regimes)
     figure, axes = plt.subplots(1, 3, figsize=(13.2, height), constrained_layout=True, width_ratios=(1.25, 0.6, 1))
     entropy(axes[0], regimes)
     accuracy(axes[1], regimes)
     against(axes[2], regimes)
-    style.legend(figure, 5, axes[0])
+    style.legend(figure, 6, axes[0])
     steps = _steps(results, regimes)
     style.caption(
         figure,
@@ -98,12 +98,14 @@ def entropy(axis: plt.Axes, regimes: list[Regime]) -> None:
     y = np.arange(len(regimes))[::-1].astype(float)
     axis.axvspan(-lever.MATTERS, lever.MATTERS, color="#000000", alpha=0.06, linewidth=0)
     axis.axvline(0, color="black", linewidth=1)
-    kinds = [(MAIN, "CE-GPPO (0.5, 1)", style.look(MAIN)[1]["color"], "o", 0.14)]
-    kinds += [(arm, *look, -0.16) for arm, look in SIDES.items()]
-    for arm, label, colour, marker, shift in kinds:
+    kinds = [(MAIN, "CE-GPPO (0.5, 1)", style.look(MAIN)[1]["color"], "o")]
+    kinds += [(arm, *look) for arm, look in SIDES.items()]
+    kinds += [(CLIP_HIGHER, style.look(CLIP_HIGHER)[0], style.look(CLIP_HIGHER)[1]["color"], "s")]
+    for (arm, label, colour, marker), shift in zip(kinds, (0.19, 0.02, -0.15, -0.32)):
         for place, regime in zip(y, regimes):
-            if arm in regime.arms:
-                bar(axis, regime.arms[arm].measured, place + shift, colour, marker, 6 if arm == MAIN else 4.5, label)
+            measured = regime.clip_higher if arm == CLIP_HIGHER else getattr(regime.arms.get(arm), "measured", None)
+            if measured is not None:
+                bar(axis, measured, place + shift, colour, marker, 5.5 if arm == MAIN else 4, label)
     for place, regime in zip(y, regimes):
         bar(axis, regime.arms[MAIN].predicted, place + 0.36, "#777777", "D", 4, "foretold for (0.5, 1)", open_=True)
     axis.set_yticks(y, [f"{r.name}\n{r.start:.2f} → {r.end:.2f}" for r in regimes], fontsize=8)

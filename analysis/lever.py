@@ -8,6 +8,7 @@ policy becomes under another β: that is what first order leaves out.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -199,7 +200,10 @@ def same(one: dict, other: dict) -> bool:
     return alike and control(one) == control(other)
 
 
-def _agree(one: dict, other: dict) -> bool:
-    """Whether two nested mappings say the same of every key that both have."""
-    nested = lambda a, b: _agree(a, b) if isinstance(a, dict) and isinstance(b, dict) else a == b
-    return all(nested(one[key], other[key]) for key in one.keys() & other.keys())
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two nested values say the same of every key that both have; lists item by item."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_agree, one, other))
+    return bool(one == other)

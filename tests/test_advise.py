@@ -270,8 +270,11 @@ def test_runs_of_two_versions_are_the_same_but_for_beta():
     older = {"steps": 3, "update": {"lr": 1e-3}, "loss": {"name": "ppo_clip", "eps_low": 0.2}, "method": "grpo"}
     newer = {**older, "update": {"lr": 1e-3, "on_nonfinite": "stop"}, "controller": {"name": "none"}}
     newer |= {"loss": {"name": "cegppo", "eps_low": 0.2, "beta1": 0.5, "beta2": 1.0}}
+    older["data"], newer["data"] = {"train": [{"task": "gcd"}]}, {"train": [{"task": "gcd", "verifier": "answer"}]}
     assert lever.same(older, newer) and lever.same(newer, older)
     assert not lever.same(older, {**newer, "steps": 4})
+    assert not lever.same(older, {**newer, "data": {"train": [{"task": "lcm"}]}})
+    assert not lever.same(older, {**newer, "data": {"train": [{"task": "gcd"}, {"task": "gcd"}]}})
     assert not lever.same(older, {**newer, "update": {"lr": 2e-3}})
     assert not lever.same(older, {**newer, "loss": {**newer["loss"], "eps_low": 0.3}})
     assert not lever.same(older, {**newer, "controller": {"name": "cegppo_auto"}})
