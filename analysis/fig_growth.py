@@ -54,6 +54,7 @@ def draw(results: Path) -> None:
         time.set(xscale="log", yscale="log", title=f"whole step: slope {slope(rows, 'whole'):.2f}")
         memory.set(xscale="log", yscale="log", xlabel=words, title=f"slope {slope(rows, 'mib'):.2f}")
         memory.set_xticks(rows["value"], [f"{value:,}" for value in rows["value"]], rotation=45, fontsize=7)
+        memory.set_yticks([30, 100, 300], ["30", "100", "300"])
         memory.minorticks_off()
     axes[0][0].set_ylabel("processor time, s")
     axes[1][0].set_ylabel("memory above the model, MiB")

@@ -15,7 +15,10 @@ thread (a busy machine stretches the clock, not the work).
 * Liger: `LigerFusedLinearGRPOLoss`, not compiled, one row a chunk; log-probabilities only, the loss
   fused in.
 
-    pip install -c constraints.txt -e '.[run,benchmarks]' && python benchmarks/head.py [rounds]
+    pip install -c constraints.txt -e '.[run,benchmarks]'
+    python benchmarks/head.py [rounds [tokens [ways]]]
+
+`ways`: some of them, with commas between; plain is the first.
 """
 
 import json
@@ -83,21 +86,22 @@ def once(way: str) -> dict[str, float]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    rounds, tokens, chosen, *_ = [*sys.argv[1:], *("1", str(TOKENS), ",".join(WAYS))[len(sys.argv) - 1 :]]
+    rounds, tokens, ways = int(rounds), int(tokens), chosen.split(",")
     print(
         machine(),
-        f"\n\n{TOKENS:,} tokens × vocabulary {VOCABULARY:,}, width {WIDTH:,}, fp32, {rounds} round(s)\n",
+        f"\n\n{tokens:,} tokens × vocabulary {VOCABULARY:,}, width {WIDTH:,}, fp32, {rounds} round(s)\n",
         flush=True,
     )
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
-        for way in WAYS:
+        for way in ways:
             done = subprocess.run(
-                [sys.executable, __file__, "--once", way], stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, __file__, "--once", str(tokens), way], stdout=subprocess.PIPE, text=True, check=True
             )
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
             print(way, found[way][-1], file=sys.stderr, flush=True)
-    gradients = 4 * (VOCABULARY + TOKENS) * WIDTH / 2**30
+    gradients = 4 * (VOCABULARY + tokens) * WIDTH / 2**30
     print(f"the gradients alone: {gradients:.2f} GiB\n")
     print(
         "| way | peak memory | of plain | beyond the gradients | of plain | CPU time | of plain [least, most] |"
@@ -119,6 +123,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--once" in sys.argv:
+        TOKENS = int(sys.argv[-2])
         print(json.dumps(once(sys.argv[-1])))
     else:
         main()

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ..model.head import distribution_sums
+from ..model.head import CACHE_BYTES, distribution_sums
 from ..model.policy import Policy
 from ..types import Job, Rollout
 from . import Sampler, Sampling
@@ -84,8 +84,20 @@ def sample_tokens(
 
     Order as everywhere: temperature, then top-k, then top-p on what top-k left (the smallest set
     whose mass reaches top-p). The log-probability is that of the distribution before top-k and
-    top-p, which is what a trainer recomputes.
+    top-p, which is what a trainer recomputes. On a CPU a few rows at a time, which stay in its
+    caches between the passes over the vocabulary.
     """
+    height = len(logits_BV) if logits_BV.is_cuda else max(1, CACHE_BYTES // logits_BV.shape[1])
+    parts = [
+        _sampled(logits_bV, uniform_b, temperature, top_p, top_k, statistics)
+        for logits_bV, uniform_b in zip(logits_BV.split(height), uniform_B.split(height))
+    ]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts))
+
+
+def _sampled(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int, statistics: bool
+) -> tuple[Tensor, ...]:
     logp_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
     p_BV = logp_BV.double().exp()
     token_BV = None
