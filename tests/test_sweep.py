@@ -286,3 +286,12 @@ def test_a_half_written_line_is_not_read(tmp_path):
     (folder / "metrics.jsonl").write_text('{"step": 1, "a": 2.0}\n{"step": 2, "a"')
     assert load.metrics(tmp_path, "e", ["grpo"])["step"].tolist() == [1]
     assert isinstance(load.run(folder), pd.DataFrame) and len(read_lines(folder / "metrics.jsonl")) == 1
+
+
+def test_keep_of_a_sweeps_file_looks_where_its_runs_are(tmp_path):
+    from cegppo.verbs.keep import root_of
+
+    described = tmp_path / "swept.yaml"
+    described.write_text("experiment: x.yaml\nseeds: [0]\ncommon: {results: elsewhere}\n")
+    assert root_of(str(described), "results") == "elsewhere"
+    assert root_of(str(described), "asked") == "asked" and root_of("swept", "results") == "results"

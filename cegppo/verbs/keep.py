@@ -1,8 +1,10 @@
 """`keep`: pack the finished runs of a sweep."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from ..config import flatten
 from . import RESULTS
 
 
@@ -23,6 +25,17 @@ def add(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..record.keep import keep, sweep_folder
 
-    for line in keep(sweep_folder(options.sweep, options.results)):
+    for line in keep(sweep_folder(options.sweep, root_of(options.sweep, options.results))):
         print(line, flush=True)
     return 0
+
+
+def root_of(sweep: str, results: str) -> str:
+    """Where the runs of `sweep` are, unless the command line says: a sweep's file may name a root
+    of its own."""
+    from ..sweep.grid import describe
+
+    path = Path(sweep)
+    if results != RESULTS["default"] or path.suffix != ".yaml" or not path.is_file():
+        return results
+    return str(flatten(describe(path).tree.get("common", {})).get("results", results))
