@@ -49,7 +49,9 @@ def save(
         for name, part in large.items():
             tensors = optimizer_tensors(part) if isinstance(part, torch.optim.Optimizer) else part.state_dict()
             save_tensors(tensors, folder, f"{name}.safetensors")
-    except SafetensorError as error:  # its way to say that a disk is full
+    except Exception as error:  # how safetensors and tokenizers, which are Rust, say that a disk fails
+        if not isinstance(error, SafetensorError) and "(os error " not in str(error):
+            raise
         raise OSError(errno.EIO, said(error), str(folder)) from None
     if folder is not None:
         state = own | {name: part.state() for name, part in small.items()}

@@ -46,7 +46,9 @@ def train(config: Config, show: Any) -> str:
                 f"{config.folder}: not on every machine; a run of several machines needs a folder that all of them see"
             )
         with ranks.together():
-            record.begin(trainer.step)
+            logged = read_lines(config.folder / "eval.jsonl")
+            rows = [row for row in logged if trainer.step and row["step"] == trainer.step]
+            record.begin(trainer.step, best=mean_accuracy(rows) == trainer.best)
         smaller_micro_batches(config, trainer)
         record.note(start_model=trainer.start, start_weights=trainer.start_weights)
         if is_rule(config.reward):  # a file of the user's, which git may not know

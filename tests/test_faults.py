@@ -22,9 +22,10 @@ from cegppo.config import Source
 from cegppo.model.policy import Policy
 from cegppo.problems import data, grader
 from cegppo.record import files, provenance
+from cegppo.record import run as run_module
 from cegppo.record.files import Completions, append_line, as_lines, read_lines
 from cegppo.record.read import read_meta
-from cegppo.record.run import Record, checkpoint, newest
+from cegppo.record.run import Record, checkpoint, complete, newest
 from cegppo.sweep import estimate, grid, search
 from cegppo.train import train
 from cegppo.types import BadInput, said
@@ -71,6 +72,42 @@ def test_a_run_without_its_latest_pointer_goes_on_from_the_newest_checkpoint(mad
     before = read_lines(folder / "metrics.jsonl")
     train(asked, Silent())
     assert steps(folder) == [1, 2, 3, 4, 5, 6] and read_lines(folder / "metrics.jsonl")[:4] == before
+
+
+def test_a_disk_that_failed_before_the_first_pointer_costs_no_best(tiny, tmp_path, monkeypatch):
+    """Found by a campaign: the checkpoint was there, nothing pointed to it, and the same command
+    went on from it without a `best`."""
+    asked = config.load(tiny, [f"run_dir={tmp_path / 'run'}", "steps=3", "eval_every=2", "checkpoint_every=2"])[0]
+    whole = run_module.point
+    failing = lambda link, name: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    monkeypatch.setattr(run_module, "point", failing)
+    with pytest.raises(OSError):
+        train(asked, Silent())
+    monkeypatch.setattr(run_module, "point", whole)
+    train(asked, Silent())
+    root = tmp_path / "run" / "checkpoints"
+    assert os.readlink(root / "best") in ("step000002", "step000003") and complete(root / "best")
+    assert steps(tmp_path / "run") == [1, 2, 3]
+
+
+def test_what_a_failing_clean_up_left_goes_with_the_next_start(made, monkeypatch):
+    folder, asked = made
+    train(asked, Silent())
+    (folder / "checkpoints" / "step000003").mkdir()
+    train(asked, Silent())  # finished: nothing is trained
+    assert not (folder / "checkpoints" / "step000003").exists()
+
+
+def test_a_tokenizer_that_cannot_be_written_is_a_failing_disk(made, monkeypatch):
+    """Found by a campaign: its library is Rust and raises an Exception of no class of its own."""
+    folder, asked = made
+
+    def save(*_):
+        raise Exception("Input/output error (os error 5)")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", save)
+    with pytest.raises(OSError, match="os error 5"):
+        train(asked, Silent())
 
 
 def test_a_copy_without_links_goes_on(made, tmp_path):

@@ -136,10 +136,12 @@ class Record:
             self._lock.close()
             raise
 
-    def begin(self, step: int) -> None:
-        """From here on it is recorded that this runs, from `step` on: a start that fails before
-        leaves what was there as it was. Raises BadInput: lines before `step` are missing."""
+    def begin(self, step: int, best: bool = False) -> None:
+        """From here on it is recorded that this runs, from `step` on, whose evaluation was the
+        `best` so far: a start that fails before leaves what was there as it was. Raises BadInput:
+        lines before `step` are missing."""
         self._rewind(step)
+        self._tidy(step, best)
         write_whole(self.folder / "config.yaml", as_yaml(self.config))
         self._meta = read_meta(self.folder) | {"status": "running"}
         self._meta.setdefault("start", now())
@@ -230,16 +232,28 @@ class Record:
             if (self.folder / name).is_file():
                 write_whole(self.folder / name, as_lines(rows))
 
+    def _tidy(self, step: int, best: bool) -> None:
+        """What saving checkpoint `step` would have done last, where the disk failed or the process
+        died before: the first checkpoint may be there and nothing point to it, and older ones may
+        be left."""
+        root = self.folder / "checkpoints"
+        made = root / f"step{step:06d}"
+        if not complete(root / "latest") and complete(made):
+            for name in [*(["best"] if best and not complete(root / "best") else []), "latest"]:
+                point(root / name, made.name)
+        if (root / "latest").is_symlink():
+            remove_unused(root, STEP, ("latest", "best"))
+
     def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
-        """`write(folder)` fills a new checkpoint; only when it is complete, and the lines up to it
-        are on the disk, does `latest` (and `best`) point to it."""
+        """`write(folder)` fills a new checkpoint; once the lines up to it are on the disk it
+        appears, complete, and `latest` (and `best`) point to it."""
         root = self.folder / "checkpoints"
         root.mkdir(exist_ok=True)
         remove_unfinished(root)
         made = root / f"step{step:06d}"
-        put_folder(made, write)
         for name in LOGS:
             sync(self.folder / name)
+        put_folder(made, write)
         # `best` first: a run killed in between continues from the older `latest` and saves this one
         # again.
         for name in [*(["best"] if best else []), "latest"]:

@@ -42,7 +42,7 @@ class Campaign:
     def run(self, seconds: float, only: list[str], seed: int) -> None:
         until = time.monotonic() + seconds
         for name in only or COMMANDS:
-            root, begun = fresh(self.folder, name, "alone"), time.monotonic()
+            root, begun = fresh(self.folder, name, f"tried {name}"), time.monotonic()
             child = Child(SCENARIOS[name].command(root), self.folder / "output")
             assert child.wait(PATIENCE) == 0, child.said()
             took, wanted = time.monotonic() - begun, left(root)
