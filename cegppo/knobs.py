@@ -122,7 +122,7 @@ def fits(value: Any, default: Any) -> bool:
 
 def beyond(value: float, knob: dataclasses.Field) -> str | None:
     """The limit of `knob` that `value` breaks, as "must be …"; None when it breaks none."""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
     if isinstance(value, int) and abs(value) > LARGEST:
         return f"must be at most {LARGEST}"
