@@ -64,7 +64,7 @@ def draw(results: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("hours")
     style.legend(figure, len(soaks), axes[0][0])
-    style.caption(figure, "a sample every 20 s; slopes and intervals: docs/reliability.md")
+    style.caption(figure, "a sample every few seconds; slopes and intervals: docs/reliability.md")
     print(blocks(results)["soak"])
     print(f"\nfigure: {style.save(figure, results, 'soak')}")
 
