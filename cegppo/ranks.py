@@ -60,17 +60,21 @@ def _agreed(store: dist.Store, own: int, world: int) -> str:
     rank says hello with a word of its own, and rank 0 answers that word, until all have answered
     back.
     """
+    patience = MEETING.total_seconds()
     if own:
         word = uuid.uuid4().hex
         store.set(f"hello/{own}", word)
-        name = store.get(f"answer/{word}").decode()
+        try:
+            name = store.get(f"answer/{word}").decode()
+        except RuntimeError:  # the store's own patience, which is MEETING
+            raise BadInput(f"rank 0 of {world} did not answer rank {own} within {patience:.0f} s") from None
         store.set(f"heard/{name}/{own}", "")
         return name
-    name, until = uuid.uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    name, until = uuid.uuid4().hex, time.monotonic() + patience
     waiting = set(range(1, world))
     while waiting:
         if time.monotonic() > until:
-            raise BadInput(f"ranks {sorted(waiting)} of {world} did not come within {MEETING.total_seconds():.0f} s")
+            raise BadInput(f"ranks {sorted(waiting)} of {world} did not come within {patience:.0f} s")
         for other in waiting:
             if store.check([f"hello/{other}"]):
                 store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)

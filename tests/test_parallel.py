@@ -217,3 +217,7 @@ def test_a_rank_that_does_not_come_is_said(monkeypatch):
     monkeypatch.setattr("cegppo.ranks.MEETING", timedelta(seconds=0.1))
     with pytest.raises(BadInput, match=r"ranks \[1\] of 2 did not come within"):
         _agreed(torch.distributed.HashStore(), 0, 2)
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(BadInput, match="rank 0 of 2 did not answer rank 1 within"):
+        _agreed(store, 1, 2)
