@@ -47,7 +47,7 @@ def typed(value: Any, annotation: Any, where: Callable[[str], str], key: str) ->
         return {name: typed(v, typing.get_args(kind)[1], where, f"{key}.{name}") for name, v in value.items()}
     try:
         return READERS[kind].validate_and_convert(value)
-    except OmegaConfBaseException as error:  # whose text has places for the value
+    except (OmegaConfBaseException, OverflowError) as error:  # the first's text has places for the value
         text = said(error).replace("$VALUE_TYPE", type(value).__name__).replace("$VALUE", str(value))
         raise BadInput(f"{where(key)}: {key}: {text}") from None
 

@@ -17,6 +17,7 @@ FOUND = [
     ("experiment files", "0"),  # OmegaConf asserts that a document is no single number
     ("data rows", ([{"\n": None}], {"columns": {}, "answer_form": None})),  # a column's name broke the line
     ("overrides", ["seed=" + 400 * "9"]),
+    ("overrides", ["testbed.wordings_exponent=" + 400 * "9"]),
     ("overrides", ['loss={"\\n": null}']),
     ("experiment files", '{0,"include":"\\0"}'),
     ("run folders", ("config.yaml", [(844829, 1, b"{-,]")])),  # list and diff read it, too
