@@ -25,6 +25,7 @@ def main() -> int:
     asked.add_argument("--seconds", type=float, default=900)
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--share", type=float, default=1.0, help="of the places and faults of a disk, at random")
+    asked.add_argument("--faults", nargs="*", default=[], help="of a disk, e.g. full (default: all)")
     asked.add_argument("--examples", type=int, default=20000, help="inputs, times the share that a check has")
     asked.add_argument("--only", choices=SHARES, help="one campaign, which then has all of the time")
     asked.add_argument("--checks", nargs="*", default=[], help="commands or checks of it (default: all)")
@@ -50,7 +51,8 @@ def main() -> int:
             if name == "kills":
                 kills.Campaign(folder, options.seed, table).run(seconds, options.checks)
             elif name == "disk":
-                disk.Campaign(folder, table).run(seconds, options.checks, options.seed, options.share)
+                campaign = disk.Campaign(folder, table)
+                campaign.run(seconds, options.checks, options.seed, options.share, options.faults)
             elif name == "rivals":
                 rivals.Campaign(folder, table).run(seconds, options.checks, options.seed)
             else:

@@ -12,7 +12,7 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .children import Child, differences, left
@@ -104,9 +104,9 @@ class Campaign:
             return f"after {code} ({said[-200:]}) not alike: {', '.join(unlike[:5])}"
         return ""
 
-    def run(self, seconds: float, only: list[str], seed: int, share: float = 1.0) -> None:
-        """Every fault at the first and at the last call of every place, in random order; `share` of
-        them."""
+    def run(self, seconds: float, only: list[str], seed: int, share: float = 1.0, faults: Sequence[str] = ()) -> None:
+        """Every fault, or those named `faults`, at the first and at the last call of every place,
+        in random order; `share` of them."""
         until = time.monotonic() + seconds
         for name in only or COMMANDS:
             found, wanted = self.recorded(name)
@@ -116,6 +116,7 @@ class Campaign:
                 for place, calls in found.items()
                 for call in sorted({calls[0], calls[-1]})
                 for fault in FAULTS[place[0]]
+                if not faults or fault[0] in faults
             ]
             rng = random.Random(f"{seed} {name}")
             for place, call, fault in rng.sample(trials, max(1, round(share * len(trials)))):
