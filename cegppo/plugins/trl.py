@@ -97,7 +97,7 @@ class CEGPPOConfig(Knobs, GRPOConfig):
     @property
     def updates_per_rollout(self) -> int:
         """A rollout is what docs/metrics.md calls a step."""
-        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+        return max(1, present(self.steps_per_generation) * self.num_iterations // self.gradient_accumulation_steps)
 
     def objective(self) -> Objective:
         """The loss with its knobs. Raises BadInput."""
@@ -143,7 +143,7 @@ class CEGPPOTrainer(GRPOTrainer):
         self._entropies: list[Tensor | None] | None = None  # of TRL's passes while it makes a rollout
         self._warned = False  # of a head that cannot be measured
         super().__init__(model, reward_funcs, args, *more, **named)
-        if args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0:
+        if args.gradient_accumulation_steps % (present(args.steps_per_generation) * args.num_iterations) == 0:
             warnings.warn(
                 "one update a rollout: the ratio is 1, nothing is outside the clip, and every clipping loss is the"
                 " same. Set steps_per_generation above gradient_accumulation_steps, or num_iterations above 1.",
@@ -253,7 +253,7 @@ class CEGPPOTrainer(GRPOTrainer):
         averaged, micro-batches summed."""
         accumulation = self.current_gradient_accumulation_steps if train else 1
         if kind := AGGREGATES[self.loss_type]:
-            return aggregation(x, kind, self.max_completion_length) / accumulation
+            return aggregation(x, kind, present(self.max_completion_length)) / accumulation
         share = accumulation / self.args.steps_per_generation if train else 1
         return x.mask_BT * self.accelerator.num_processes / (inputs["num_items_in_batch"].clamp(min=1) * share)
 
