@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..config import flatten
 from . import RESULTS
 
 
@@ -33,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
 def root_of(sweep: str, results: str) -> str:
     """Where the runs of `sweep` are, unless the command line says: a sweep's file may name a root
     of its own."""
+    from ..config import flatten
     from ..sweep.grid import describe
 
     path = Path(sweep)
