@@ -14,6 +14,7 @@ FAMILIES = {
     "paper": "What the paper claims, on the testbed with a mini-batch of one group",
     "map": "Where β matters: the regimes",
     "sides": "Either side alone, and clip-higher, in the regimes of the map",
+    "again": "The coins again, on ten other seeds",
     "cliff": "Why the low side collapses",
     "family": "The family of methods, in two regimes",
 }
