@@ -11,7 +11,7 @@ from . import evolution, ledger, lever, load, stats, style
 
 SWEEP = "demo"
 REWARDS = {"coin": "a coin for a reward, large step", "task": "the task's reward"}
-METHODS = {"grpo": "grpo", "low": "beta_1_0"}  # and whose look it has
+METHODS = {"grpo": "grpo", "high": "beta_0_1"}  # and whose look it has
 ARMS = [f"{reward}_{method}" for reward in REWARDS for method in METHODS]
 
 
