@@ -1,5 +1,5 @@
 """The demo's question and its answer: does β decide the entropy, with a coin for a reward and with
-the task's? Reads the runs of sweeps/demo.yaml: GRPO, and one side's gradient given back."""
+the task's? Reads the runs of sweeps/demo.yaml: GRPO, and CE-GPPO with the paper's β."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from . import evolution, ledger, lever, load, stats, style
 
 SWEEP = "demo"
 REWARDS = {"coin": "a coin for a reward, large step", "task": "the task's reward"}
-METHODS = {"grpo": "grpo", "high": "beta_0_1"}  # and whose look it has
+METHODS = {"grpo": "grpo", "cegppo": "cegppo"}  # and whose look it has
 ARMS = [f"{reward}_{method}" for reward in REWARDS for method in METHODS]
 
 
