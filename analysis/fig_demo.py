@@ -24,9 +24,9 @@ def draw(results: Path) -> None:
         for method, look in METHODS.items():
             evolution.each_seed(axis, runs[runs["arm"] == f"{reward}_{method}"], "entropy/mean", look)
         axis.set(title=f"Entropy, {title}", xlabel="step", ylabel="nats per token")
-    top = max(axis.get_ylim()[1] for axis in axes[:2])
+    bounds = np.array([axis.get_ylim() for axis in axes[:2]])
     for axis in axes[:2]:
-        axis.set_ylim(0, top)
+        axis.set_ylim(bounds[:, 0].min(), bounds[:, 1].max())
     differences(axes[2], found)
     style.legend(figure, 5, axes[0], axes[2])
     seeds = runs["seed"].nunique()
@@ -58,7 +58,8 @@ def differences(axis: plt.Axes, found: dict[str, lever.Foretold]) -> None:
         ):
             axis.plot([low, high], [place + shift] * 2, color=shade)
             axis.plot(mean, place + shift, marker=marker, color=shade, linestyle="none", label=label)
-    reach = 1.15 * max((abs(found[arm].measured[0]) for arm in arms), default=1.0)
+    ends = np.abs([value for arm in arms for value in (*found[arm].measured, *found[arm].predicted)])
+    reach = 1.15 * ends[np.isfinite(ends)].max(initial=0.01)
     axis.set_xlim(-reach, reach)
     axis.axvline(0, color="black", linewidth=1)
     names = [f"{arm.split('_')[0]}, {style.look(METHODS[arm.split('_')[1]])[0]}" for arm in arms]
