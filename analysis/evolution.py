@@ -284,7 +284,7 @@ def cells(runs: pd.DataFrame, tests: pd.DataFrame, arms: dict[str, str]) -> pd.D
         mine = of(runs, arm)
         (start, end), score = ends(mine, "entropy/mean"), accuracy_at(of(tests, arm), last)
         row = {"arm": label, "entropy": f"{start.mean():.3f} → {end.mean():.3f}"}
-        if len(end) <= 5:
+        if len(end) <= 10:
             row["at the end, by seed"] = ", ".join(f"{value:.2f}" for value in end)
         row |= {"less the first arm": "", f"accuracy, step {last}": show(stats.mean_over_seeds(score)), "less it": ""}
         if arm != first:

@@ -19,6 +19,7 @@ import yaml
 
 from analysis import (
     claims,
+    fig_again,
     fig_algorithms,
     fig_beta_map,
     fig_cliff,
@@ -76,6 +77,8 @@ SWEEPS = {
     "auto/coin": ["grpo", "auto_above", "bonus_above"],
     "demo": fig_demo.ARMS,
     "cliff": fig_cliff.ARMS,
+    "again/coin_large_step": fig_again.ARMS,
+    "again/coin_updates16": fig_again.ARMS[:3],
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [
