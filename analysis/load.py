@@ -141,15 +141,21 @@ def _lines(folder: Path, live: str, kept: str, seen: tuple[Path, ...] = ()) -> l
     return [row for row in _lines(there, live, kept, (*seen, folder)) if row["step"] <= steps]
 
 
-def _load(results: Path, experiment: str, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-    frames = []
+def _load(results: Path, experiment: str, arms: list[str], read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    """What `read` makes of every run of `arms`. Raises Missing when an arm has none."""
+    frames = {}
     for folder in run_folders(results / experiment):
-        frame = read(folder)
+        frame = read(folder) if folder.parent.name in arms else pd.DataFrame()
         if not frame.empty:
             frame.insert(0, "arm", folder.parent.name)
             frame.insert(1, "seed", int(folder.name.removeprefix("seed")))
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "step"])
+            frames[folder] = frame
+    absent = [arm for arm in arms if arm not in {folder.parent.name for folder in frames}]
+    if absent:
+        raise Missing(f"no run of {', '.join(absent)} in {results / experiment}")
+    return (
+        pd.concat(list(frames.values()), ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "step"])
+    )
 
 
 def run(folder: Path) -> pd.DataFrame:
@@ -175,7 +181,7 @@ def evaluated(folder: Path) -> pd.DataFrame:
 def metrics(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
     """One row a step of each run of `arms`; columns arm, seed and the metrics. Raises Missing
     when an arm has no run."""
-    return _complete(_load(results, experiment, run), results, experiment, arms)
+    return _load(results, experiment, arms, run)
 
 
 def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
@@ -184,7 +190,7 @@ def evaluations(results: Path, experiment: str, arms: list[str]) -> pd.DataFrame
 
     `correct` is None for another framework's run, of which only the accuracy is known.
     """
-    return _complete(_load(results, experiment, evaluated), results, experiment, arms)
+    return _load(results, experiment, arms, evaluated)
 
 
 def at_checkpoint(tests: pd.DataFrame, which: str) -> pd.DataFrame:
@@ -324,13 +330,6 @@ def refuse_unfinished(frame: pd.DataFrame, folder: Path) -> None:
     if steps.nunique() > 1:
         arm, seed = steps.index[int(steps.argmin())]
         raise Missing(f"{folder / arm}/seed{seed} ends at step {steps.min()} of {steps.max()}")
-
-
-def _complete(frame: pd.DataFrame, results: Path, experiment: str, arms: list[str]) -> pd.DataFrame:
-    absent = [arm for arm in arms if arm not in set(frame["arm"])]
-    if absent:
-        raise Missing(f"no run of {', '.join(absent)} in {results / experiment}")
-    return frame[frame["arm"].isin(arms)].reset_index(drop=True)
 
 
 def samples(tests: pd.DataFrame) -> str:
