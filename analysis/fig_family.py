@@ -21,6 +21,7 @@ BLOCKS = ("family",)
 FOLDER, REFERENCE = "family", "grpo"
 FIRST = ("coin", "task")  # the order of regimes; others follow
 POINT = 0.01
+SURE = 0.05  # below it a corrected p is marked
 COLOURS = {"entropy_less": "#0072B2", "accuracy_less": "#D55E00"}
 NONE = (np.nan, np.nan, np.nan)
 
@@ -35,6 +36,9 @@ class Method:
     entropy_less: Triple  # NONE for GRPO itself
     accuracy_less: Triple
     seeds: int
+    # p of the differences with Holm's correction over the regime's methods; NaN: no interval.
+    entropy_p: float = np.nan
+    accuracy_p: float = np.nan
 
     @property
     def place(self) -> float:
@@ -67,18 +71,24 @@ def _regime(root: Path, name: str) -> dict[str, Method]:
     of = lambda frame, arm: frame[frame["arm"] == arm]
     ends = {arm: evolution.ends(of(runs, arm), "entropy/mean") for arm in names}
     score = {arm: evolution.accuracy_at(of(tests, arm), last) for arm in names} if last is not None else {}
-    less = lambda a, b: stats.mean_over_seeds(pairs) if len(pairs := stats.paired(a, b)) else NONE
+    others = [arm for arm in names if arm != REFERENCE]
+    entropy = {arm: stats.paired(ends[arm][1], ends[REFERENCE][1]) for arm in others}
+    accuracy = {arm: stats.paired(score[arm], score[REFERENCE]) for arm in others} if score else {}
+    adjusted = lambda pairs: dict(zip(pairs, map(float, stats.holm([stats.p_value(v) for v in pairs.values()]))))
+    entropy_p, accuracy_p = adjusted(entropy), adjusted(accuracy)
+    less = lambda pairs, arm: stats.mean_over_seeds(pairs[arm]) if len(pairs.get(arm, ())) else NONE
     made = {}
     for arm in names:
         start, end = ends[arm]
-        other = arm != REFERENCE
         made[arm] = Method(
             float(start.mean()),
             stats.mean_over_seeds(end),
             stats.mean_over_seeds(score[arm]) if score else NONE,
-            less(end, ends[REFERENCE][1]) if other else NONE,
-            less(score[arm], score[REFERENCE]) if other and score else NONE,
+            less(entropy, arm),
+            less(accuracy, arm),
             len(end),
+            entropy_p.get(arm, np.nan),
+            accuracy_p.get(arm, np.nan),
         )
     return dict(sorted(made.items(), key=lambda item: -item[1].place))
 
@@ -108,7 +118,7 @@ def draw(results: Path) -> None:
         figure,
         f"testbed, {' to '.join(map(str, sorted({counts[0], counts[-1]})))} seeds a method; entropy of the last"
         f" {evolution.WINDOW} steps and accuracy at the end less GRPO's, paired by seed, mean and 95 % t interval;"
-        f" filled where it excludes 0.\nRows: entropy for a point of accuracy, in {next(iter(regimes))}",
+        f" filled where it excludes 0, by itself.\nRows: entropy for a point of accuracy, in {next(iter(regimes))}",
     )
     path = tables.save(results, "family", [_section(name, found) for name, found in regimes.items()], _long(regimes))
     for name, found in regimes.items():
@@ -119,16 +129,16 @@ def draw(results: Path) -> None:
 
 def cells(found: dict[str, Method]) -> pd.DataFrame:
     """A row a method."""
-    show = lambda triple, form: "" if np.isnan(triple[0]) else ledger.show(triple, form)
+    show = lambda triple, form, p: "" if np.isnan(triple[0]) else ledger.show(triple, form) + " *" * (p < SURE)
     rows = []
     for arm, m in found.items():
         rows.append(
             {
                 "method": arm,
                 "entropy": f"{m.start:.3f} → {m.end[0]:.3f}",
-                "less GRPO's": show(m.entropy_less, "{:+.3f}"),
+                "less GRPO's": show(m.entropy_less, "{:+.3f}", m.entropy_p),
                 "accuracy": "" if np.isnan(m.accuracy[0]) else f"{m.accuracy[0]:.3f}",
-                "less GRPO's ": show(m.accuracy_less, "{:+.3f}"),
+                "less GRPO's ": show(m.accuracy_less, "{:+.3f}", m.accuracy_p),
                 "nats a point": "" if arm == REFERENCE else f"{m.place:+.3f}",
                 "seeds": str(m.seeds),
             }
@@ -140,7 +150,8 @@ def _section(name: str, found: dict[str, Method]) -> tables.Section:
     return tables.Section(
         f"The family in {name}",
         "Differences are paired by seed, mean with 95 % t interval. Nats a point: entropy less GRPO's over the points"
-        " of accuracy (0.01) by which the method differs, at least one.",
+        " of accuracy (0.01) by which the method differs, at least one. * where p is below 0.05 with Holm's correction"
+        " over the methods.",
         cells(found),
     )
 
@@ -153,7 +164,8 @@ def _long(regimes: dict[str, dict[str, Method]]) -> pd.DataFrame:
             for quantity in ("end", "accuracy", "entropy_less", "accuracy_less"):
                 mean, low, high = getattr(m, quantity)
                 row = {"regime": name, "method": arm, "quantity": quantity, "mean": mean, "low": low, "high": high}
-                rows.append(row | {"seeds": m.seeds})
+                p = {"entropy_less": m.entropy_p, "accuracy_less": m.accuracy_p}.get(quantity, np.nan)
+                rows.append(row | {"p_holm": p, "seeds": m.seeds})
     return pd.DataFrame(rows)
 
 

@@ -1,12 +1,14 @@
 """The figures of the family and of the controllers: what is said of a run, by hand."""
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fig_auto, fig_family
+from analysis import fig_auto, fig_family, stats
+from analysis.fig_family import NONE
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,30 @@ def test_nats_a_point(entropy, accuracy, place):
     method = fig_family.Method(0.6, (0.7, 0.6, 0.8), (0.5,) * 3, (entropy, 0, 0), (accuracy, 0, 0), 5)
     assert method.place == pytest.approx(place)
     assert fig_family.Method(0.6, (0.7,) * 3, (0.5,) * 3, fig_family.NONE, fig_family.NONE, 5).place == 0.0
+
+
+def test_a_star_is_what_holm_leaves():
+    """0.02 of one is sure by itself; of three asked together it is not."""
+    sure = lambda p: fig_family.Method(0.6, (0.7,) * 3, (0.5,) * 3, (0.1, 0.05, 0.15), (0.1, 0.05, 0.15), 5, p, 1.0)
+    found = {"a": sure(0.04), "b": sure(0.06), "grpo": fig_family.Method(0.6, (0.7,) * 3, (0.5,) * 3, NONE, NONE, 5)}
+    table = fig_family.cells(found).set_index("method")
+    assert [cell.endswith("*") for cell in table["less GRPO's"]] == [True, False, False]
+    assert not any("*" in cell for cell in table["less GRPO's "])
+
+
+def test_the_correction_is_over_a_regimes_methods(tmp_path):
+    """Two methods, three seeds, differences to GRPO known: p by hand, the smaller one doubled."""
+    levels = {"grpo": [0.0, 0.0, 0.0], "far": [1.0, 1.1, 1.2], "near": [0.1, -0.1, 0.2]}
+    for arm, values in levels.items():
+        for seed, value in enumerate(values):
+            folder = tmp_path / "family" / "coin" / arm / f"seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "entropy/mean": 2.0 + value}) + "\n")
+            tested = {"step": 1, "benchmark": "sums", "n": 1, "k": 1, "correct": [seed % 2]}
+            (folder / "eval.jsonl").write_text(json.dumps(tested) + "\n")
+            (folder / "meta.json").write_text(json.dumps({"status": "finished", "steps": 1}))
+    found = fig_family.read(tmp_path)["coin"]
+    p = {arm: stats.p_value(np.array(levels[arm])) for arm in ("far", "near")}
+    assert found["far"].entropy_p == pytest.approx(2 * p["far"])
+    assert found["near"].entropy_p == pytest.approx(p["near"])
+    assert math.isnan(found["grpo"].entropy_p) and found["far"].accuracy_p == 1.0
