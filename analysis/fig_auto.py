@@ -18,6 +18,7 @@ from . import evolution, load, numbers, stats, style, tables
 BLOCKS = ("auto",)
 FOLDER, REFERENCE = "auto", "grpo"
 FIRST = ("coin", "coin_updates16", "task")
+SIDES = ("above", "below")  # of where GRPO ends: the target of an arm whose name ends so
 NEAR = 0.1  # of the target, within which it is reached
 EQUAL = 0.05  # of GRPO's entropy at the end, within which entropy is equal
 LABELS = {
@@ -86,8 +87,9 @@ def read(results: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
 
 
 def label(arm: str) -> str:
-    name, _, side = arm.rpartition("_")
-    return f"{LABELS.get(name, name)}, target {side}" if side in ("above", "below") else LABELS.get(arm, arm)
+    side = side_of(arm)
+    name = arm.removesuffix(f"_{side}")
+    return LABELS.get(name, name) + (f", target {side}" if side else "")
 
 
 def cells(runs: pd.DataFrame, tests: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
@@ -120,22 +122,32 @@ def cells(runs: pd.DataFrame, tests: pd.DataFrame, said: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def side_of(arm: str) -> str:
+    """above or below, by the arm's name; "" for what has no target."""
+    side = arm.rpartition("_")[2]
+    return side if side in SIDES else ""
+
+
 def draw(results: Path) -> None:
     regimes = read(results)
-    figure, axes = plt.subplots(
-        1, len(regimes), figsize=(0.6 + 4.3 * len(regimes), 4.2), constrained_layout=True, squeeze=False
-    )
     every = list(dict.fromkeys(arm for _, _, said in regimes.values() for arm in said["arm"]))
-    looks = style.looks({arm: label(arm) for arm in every})
-    for axis, (name, (runs, _, said)) in zip(axes[0], regimes.items()):
-        evolution.over_steps(
-            axis, runs, list(said["arm"].unique()), "entropy/mean", look=looks.__getitem__, within=(0, np.inf)
-        )
-        targets = sorted(said["target"].dropna().unique()) if "target" in said else []
-        for target in targets:
-            axis.axhspan(target * (1 - NEAR), target * (1 + NEAR), color="black", alpha=0.05, linewidth=0)
-            axis.axhline(target, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
-        axis.set(title=name, xlabel="step", ylabel="entropy, nats per token")
+    kinds = list(dict.fromkeys(arm.removesuffix(f"_{side_of(arm)}") for arm in every))  # a look on either side
+    looks = style.looks({kind: LABELS.get(kind, kind) for kind in kinds})
+    sides = [side for side in SIDES if any(side_of(arm) == side for arm in every)] or [""]
+    figure, axes = plt.subplots(
+        len(sides), len(regimes), figsize=(0.6 + 4.3 * len(regimes), 1.0 + 2.9 * len(sides)), sharex="col",
+        constrained_layout=True, squeeze=False,
+    )  # fmt: skip
+    for column, (name, (runs, _, said)) in zip(axes.T, regimes.items()):
+        for axis, side in zip(column, sides):
+            arms = [arm for arm in said["arm"].unique() if side_of(arm) in ("", side)]
+            look = lambda arm: looks[arm.removesuffix(f"_{side_of(arm)}")]
+            evolution.over_steps(axis, runs, arms, "entropy/mean", look=look, within=(0, np.inf))
+            for target in sorted(set(said.loc[said["arm"].map(side_of) == side, "target"])) if side else ():
+                axis.axhspan(target * (1 - NEAR), target * (1 + NEAR), color="black", alpha=0.06, linewidth=0)
+                axis.axhline(target, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
+            axis.set(title=f"{name}, target {side}" if side else name, ylabel="entropy, nats per token")
+        column[-1].set_xlabel("step")
     style.legend(figure, 3, *axes[0])
     style.caption(
         figure,
