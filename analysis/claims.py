@@ -203,13 +203,19 @@ def decide_on_record(results: Path, claim: Claim) -> Record:
     for folder in load.run_folders(results / claim.experiment):
         seed = int(folder.name.removeprefix("seed"))
         if folder.parent.name in claim.arms and seed in ends:
-            end = load.meta(folder).get("end")
-            ends[seed].append(datetime.fromisoformat(end) if end else None)
+            ends[seed].append(_first_end(load.meta(folder)))
     late = {seed: [end is not None and end > claim.stated for end in of] for seed, of in ends.items()}
     fresh = [seed for seed, after in late.items() if all(after)]
     alone = _verdict(claim, table.loc[fresh]) if 2 <= len(fresh) < len(table) else None
     flags = [flag for after in late.values() for flag in after]
     return Record(_verdict(claim, table), len(flags), flags.count(False), alone)
+
+
+def _first_end(meta: dict[str, Any]) -> datetime | None:
+    """When the first session of a run ended: from then on something of it could be seen. A finished
+    run that was started over has later ones, of a second, that trained nothing."""
+    end = next((session["end"] for session in meta.get("sessions", ()) if "end" in session), meta.get("end"))
+    return datetime.fromisoformat(end) if end else None
 
 
 def _verdict(claim: Claim, table: pd.DataFrame) -> Verdict:

@@ -150,6 +150,11 @@ def test_seeds_that_were_run_after_the_claim_was_stated_stand_alone(tmp_path):
     found = claims.decide_on_record(tmp_path, stated)
     assert (found.runs, found.before) == (10, 3) and found.all == claims.decide(tmp_path, stated)
     assert found.fresh.n == 3 and found.fresh.mean == pytest.approx(np.mean([0.12, 0.09, 0.11]))
+    # Started over after the claim, it had still been seen before it.
+    sessions = [{"end": f"{year}-01-01T00:00:00+00:00"} for year in (2025, 2027)]
+    again = {"sessions": sessions, "end": sessions[-1]["end"]}
+    (tmp_path / "e" / "high" / "seed1" / "meta.json").write_text(json.dumps(again))
+    assert claims.decide_on_record(tmp_path, stated).before == 4
 
 
 def test_a_reference_that_broke_decides_nothing(tmp_path):

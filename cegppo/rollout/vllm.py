@@ -50,7 +50,8 @@ def load(cpu: bool) -> ModuleType:
         reason = said(error, 150)
         raise BadInput(
             f"rollout.engine=vllm: vllm cannot be imported ({reason}); pip install"
-            f" torch=={torch.__version__.split('+')[0]} {package}=={VERSION}, or choose rollout.engine=hf"
+            f" torch=={torch.__version__.split('+')[0]} {package}=={VERSION} in an environment of its own"
+            " (docs/rollouts.md), or choose rollout.engine=hf"
         ) from None
     return vllm
 
