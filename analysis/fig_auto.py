@@ -17,13 +17,13 @@ from . import evolution, load, numbers, stats, style, tables
 
 BLOCKS = ("auto",)
 FOLDER, REFERENCE = "auto", "grpo"
-FIRST = ("coin", "coin_updates16", "task")
+FIRST = ("coin_large_step", "coin", "coin_updates16", "task")
 SIDES = ("above", "below")  # of where GRPO ends: the target of an arm whose name ends so
 NEAR = 0.1  # of the target, within which it is reached
 EQUAL = 0.05  # of GRPO's entropy at the end, within which entropy is equal
 LABELS = {
     "grpo": "GRPO", "cegppo": "CE-GPPO (0.5, 1)", "auto": "cegppo_auto", "auto_logit": "cegppo_auto, logit levers",
-    "bonus": "adaptive_bonus",
+    "auto_logit_near": "cegppo_auto, logit levers, nearer target", "bonus": "adaptive_bonus",
 }  # fmt: skip
 
 
