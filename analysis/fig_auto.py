@@ -141,13 +141,18 @@ def draw(results: Path) -> None:
     for column, (name, (runs, _, said)) in zip(axes.T, regimes.items()):
         for axis, side in zip(column, sides):
             arms = [arm for arm in said["arm"].unique() if side_of(arm) in ("", side)]
+            if side and not any(map(side_of, arms)):  # no target on this side here
+                axis.set_visible(False)
+                continue
             look = lambda arm: looks[arm.removesuffix(f"_{side_of(arm)}")]
             evolution.over_steps(axis, runs, arms, "entropy/mean", look=look, within=(0, np.inf))
             for target in sorted(set(said.loc[said["arm"].map(side_of) == side, "target"])) if side else ():
                 axis.axhspan(target * (1 - NEAR), target * (1 + NEAR), color="black", alpha=0.06, linewidth=0)
                 axis.axhline(target, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
             axis.set(title=f"{name}, target {side}" if side else name, ylabel="entropy, nats per token")
-        column[-1].set_xlabel("step")
+        lowest = [axis for axis in column if axis.get_visible()][-1]
+        lowest.set_xlabel("step")
+        lowest.tick_params(labelbottom=True)
     style.legend(figure, 3, *axes[0])
     style.caption(
         figure,
