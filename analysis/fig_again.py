@@ -15,7 +15,7 @@ def regimes(results: Path) -> dict[str, list[str]]:
     """{regime: its arms in order}, of those that have run. Raises Missing."""
     root = results / FOLDER
     made = {}
-    for folder in sorted(path for path in load.sweeps(root) if path.parent == root):
+    for folder in load.regimes(root):
         there = {run.parent.name for run in load.run_folders(folder)}
         made[folder.name] = [arm for arm in ARMS if arm in there]
     if not made:

@@ -67,7 +67,7 @@ def _run(mine: pd.DataFrame, wanted: float) -> dict[str, float]:
 def read(results: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
     """{regime: (metrics, evaluations, a row a run of what is said of it)}. Raises Missing."""
     root, made = results / FOLDER, {}
-    there = [path.name for path in load.sweeps(root) if path.parent == root]
+    there = [path.name for path in load.regimes(root)]
     for name in sorted(there, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         arms = list(dict.fromkeys(folder.parent.name for folder in load.run_folders(root / name)))
         if REFERENCE not in arms:
@@ -87,8 +87,7 @@ def read(results: Path) -> dict[str, tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
 
 
 def label(arm: str) -> str:
-    side = side_of(arm)
-    name = arm.removesuffix(f"_{side}")
+    name, side = parts(arm)
     return LABELS.get(name, name) + (f", target {side}" if side else "")
 
 
@@ -122,31 +121,32 @@ def cells(runs: pd.DataFrame, tests: pd.DataFrame, said: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def side_of(arm: str) -> str:
-    """above or below, by the arm's name; "" for what has no target."""
-    side = arm.rpartition("_")[2]
-    return side if side in SIDES else ""
+def parts(arm: str) -> tuple[str, str]:
+    """(what sets the entropy, above or below) by the arm's name; "" where it has no target."""
+    kind, _, side = arm.rpartition("_")
+    return (kind, side) if side in SIDES else (arm, "")
 
 
 def draw(results: Path) -> None:
     regimes = read(results)
     every = list(dict.fromkeys(arm for _, _, said in regimes.values() for arm in said["arm"]))
-    kinds = list(dict.fromkeys(arm.removesuffix(f"_{side_of(arm)}") for arm in every))  # a look on either side
+    kinds = list(dict.fromkeys(parts(arm)[0] for arm in every))  # the same look on either side
     looks = style.looks({kind: LABELS.get(kind, kind) for kind in kinds})
-    sides = [side for side in SIDES if any(side_of(arm) == side for arm in every)] or [""]
+    sides = [side for side in SIDES if side in {parts(arm)[1] for arm in every}] or [""]
     figure, axes = plt.subplots(
         len(sides), len(regimes), figsize=(0.6 + 4.3 * len(regimes), 1.0 + 2.9 * len(sides)), sharex="col",
         constrained_layout=True, squeeze=False,
     )  # fmt: skip
     for column, (name, (runs, _, said)) in zip(axes.T, regimes.items()):
         for axis, side in zip(column, sides):
-            arms = [arm for arm in said["arm"].unique() if side_of(arm) in ("", side)]
-            if side and not any(map(side_of, arms)):  # no target on this side here
+            arms = [arm for arm in said["arm"].unique() if parts(arm)[1] in ("", side)]
+            aimed = [arm for arm in arms if parts(arm)[1]]
+            if side and not aimed:  # no target on this side here
                 axis.set_visible(False)
                 continue
-            look = lambda arm: looks[arm.removesuffix(f"_{side_of(arm)}")]
+            look = lambda arm: looks[parts(arm)[0]]
             evolution.over_steps(axis, runs, arms, "entropy/mean", look=look, within=(0, np.inf))
-            for target in sorted(set(said.loc[said["arm"].map(side_of) == side, "target"])) if side else ():
+            for target in sorted(set(said.loc[said["arm"].isin(aimed), "target"])) if aimed else ():
                 axis.axhspan(target * (1 - NEAR), target * (1 + NEAR), color="black", alpha=0.06, linewidth=0)
                 axis.axhline(target, color="black", linewidth=0.8, linestyle=(0, (4, 3)))
             axis.set(title=f"{name}, target {side}" if side else name, ylabel="entropy, nats per token")

@@ -51,7 +51,7 @@ class Method:
 def read(results: Path) -> dict[str, dict[str, Method]]:
     """{regime: {arm: Method}}, arms in their order. Raises Missing."""
     root = results / FOLDER
-    there = [path.name for path in load.sweeps(root) if path.parent == root]
+    there = [path.name for path in load.regimes(root)]
     order = [*(name for name in FIRST if name in there), *(name for name in there if name not in FIRST)]
     made = {name: found for name in order if (found := _regime(root, name))}
     if not made:

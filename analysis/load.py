@@ -92,6 +92,11 @@ def sweeps(results: Path) -> list[Path]:
     return sorted(path for path in folders if run_folders(path))
 
 
+def regimes(root: Path) -> list[Path]:
+    """The sweeps right under `root`, where a sweep a regime lies (results/map, results/family)."""
+    return [path for path in sweeps(root) if path.parent == root]
+
+
 def runs_at(path: Path) -> list[Path]:
     """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
     if meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):

@@ -47,7 +47,7 @@ def test_nats_a_point(entropy, accuracy, place):
 
 
 def test_a_star_is_what_holm_leaves():
-    """0.02 of one is sure by itself; of three asked together it is not."""
+    """The star is of the corrected p, whatever the interval by itself."""
     sure = lambda p: fig_family.Method(0.6, (0.7,) * 3, (0.5,) * 3, (0.1, 0.05, 0.15), (0.1, 0.05, 0.15), 5, p, 1.0)
     found = {"a": sure(0.04), "b": sure(0.06), "grpo": fig_family.Method(0.6, (0.7,) * 3, (0.5,) * 3, NONE, NONE, 5)}
     table = fig_family.cells(found).set_index("method")
