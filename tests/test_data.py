@@ -121,6 +121,36 @@ def test_rows_that_cannot_be_used(rows, source, part):
     assert part in str(error.value) and str(error.value).startswith("f.json: ")
 
 
+def test_where_nobody_says_what_is_right_no_answer_is_needed():
+    rows = [{"text": "?", "problem": "p"}, {"problem": "q", "answer": ""}]
+    made = data.problems_of(rows, Source(name="s", file="f", verifier="none"), "f.json")
+    assert [(question, answer) for question, answer, _ in made] == [("p", ""), ("q", "")]
+    named = Source(name="s", file="f", verifier="none", columns={"problem": "text"})
+    assert data.problems_of(rows[:1], named, "f.json")[0][:2] == ("?", "")
+    with pytest.raises(BadInput, match="f.json: row 1 lacks a problem that is recognised; it has: text; name them"):
+        data.problems_of([{"text": "p"}], Source(name="s", file="f", verifier="none"), "f.json")
+    with pytest.raises(BadInput, match="f.json: row 2 lacks 'text'; it has: problem, answer"):
+        data.problems_of(rows, named, "f.json")
+
+
+def test_a_reward_that_asks_what_is_right_needs_somebody_to_say_it(tiny):
+    given = ["data.train=[{file: a.jsonl, verifier: none}]", "reward=task"]
+    with pytest.raises(BadInput, match="reward must be path.py:function or random where .* verifier: none, not 'task'"):
+        config.load(tiny, given)
+    config.load(tiny, [*given, "reward=random"])
+
+
+SHIPPED = sorted(path for folder in ("experiments", "experiments/regimes") for path in (ROOT / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_files_that_come_along_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    loaded, _ = config.load(path)
+    for source in [source for source in (*loaded.data.train, *loaded.eval.benchmarks) if source.file is not None]:
+        assert data.Problems(source, 0).size
+
+
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet", "hub"])
 def test_the_same_rows_from_anywhere_are_the_same_prompts(tiny, folder, suffix):
     rows = [verl(f"What is {i}+1?", str(i + 1)) for i in range(5)]
@@ -319,6 +349,7 @@ def test_later_wins_also_over_what_a_benchmark_says_of_itself(tiny, tmp_path):
             "data.train: unknown column 'problm'; did you mean 'problem'?",
         ),
         ("data.train=[{hub: a/b, columns: {problem: q}}]", "data.train: columns names both 'problem' and 'answer'"),
+        ("eval.benchmarks=[{file: a.jsonl, verifier: none}]", "a benchmark counts right answers"),
         (
             "data.train=[{hub: a/b, answer_form: box}]",
             "data.train.answer_form: unknown value 'box'; did you mean 'boxed'?",

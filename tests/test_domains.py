@@ -11,7 +11,7 @@ from cegppo import config
 from cegppo.config import Limits, Source
 from cegppo.problems import data, instructions, logic, programs, reward, sandbox, testbed
 from cegppo.problems.harmless import EVALUATED, harmless
-from cegppo.types import BadInput, Prompt, Rollout
+from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = 'def double(x):\n    """Twice x."""\n'
@@ -274,3 +274,8 @@ def test_the_experiment_runs(tmp_path, monkeypatch):
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
     names = {row["benchmark"] for row in read_lines(tmp_path / "run" / "eval.jsonl")}
     assert names == {"knights", "letters", "palindromes", "countdown"}
+
+
+def test_nobody_s_verdict_is_no_statement_about_the_answer():
+    rollouts = [rollout("\\boxed{1}", verifier="none"), rollout("…", "length", verifier="none")]
+    assert reward.verdicts(rollouts) == [Verdict.NO_ANSWER, Verdict.TRUNCATED]

@@ -17,7 +17,7 @@ from .reference import places
 from .schema import SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
 
 REWARDS = ("task", "random")
-VERIFIERS = ("answer", "code", "instructions")
+VERIFIERS = ("answer", "code", "instructions", "none")
 
 Origin = Mapping[str, str]  # where each key's value was given; a key that is not there has its default
 
@@ -219,6 +219,8 @@ def _clashes(config: Config) -> Iterator[tuple[str, str]]:
     for key in ("experiment", "arm"):  # names of folders under `results`
         if (name := getattr(config, key)) in (".", "..") or set(name) & {"/", "\\", "\0"} or len(name.encode()) > 200:
             yield key, "must be the name of one folder, of at most 200 bytes"
+    if config.reward == "task" and config.reward_signal and any(s.verifier == "none" for s in config.data.train):
+        yield "reward", "must be path.py:function or random where a source of data.train has verifier: none"
     if config.reward == "random" and config.reward_signal not in (0, 1):
         yield "reward_signal", "needs a reward that says something; reward=random is reward_signal=0"
     if rollout.stop and rollout.engine != "vllm":
@@ -254,13 +256,15 @@ def _check_source(source: Source, where: str, benchmark: bool) -> None:
     strange = sorted(set(source.columns) - {"problem", "answer"})
     if strange:
         raise BadInput(f"{where}unknown column '{strange[0]}'{nearest(strange[0], ('problem', 'answer'))}")
-    if source.columns and len(source.columns) < 2:
-        raise BadInput(f"{where}columns names both 'problem' and 'answer'")
+    if source.columns and len(source.columns) < 2 and (source.verifier != "none" or "problem" not in source.columns):
+        raise BadInput(f"{where}columns names both 'problem' and 'answer'; with verifier: none, 'problem'")
     if source.verifier not in VERIFIERS and not is_rule(source.verifier):
         hint = nearest(source.verifier, [*VERIFIERS, "path.py:function"])
         raise BadInput(f"{where}unknown verifier '{source.verifier}'{hint}")
     if source.task is not None and source.verifier in ("code", "instructions"):
         raise BadInput(f"{where}verifier '{source.verifier}' needs rows with tests, and a task has its own scorer")
+    if benchmark and source.verifier == "none":
+        raise BadInput(f"{where}a benchmark counts right answers, so its verifier cannot be 'none'")
     own = [key for key in SAMPLING if getattr(source, key) is not None]
     if own and not benchmark:
         raise BadInput(f"{where}'{own[0]}' is for benchmarks; training samples by rollout.* and group_size")

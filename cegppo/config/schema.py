@@ -48,7 +48,8 @@ class Source:
     verifier: str = knob(
         "answer",
         "answer: the final answer, or the task's own scorer | code: tests, in a sandbox | instructions: of IFEval and"
-        " IFBench | path.py:function, a rule that says 1 of what is right. docs/domains.md",
+        " IFBench | path.py:function, a rule that says 1 of what is right | none: nobody, and no answer is needed."
+        " docs/domains.md",
     )
     weight: float = knob(1.0, "share in the training mix", above=0)
     # Of a benchmark, instead of eval's:

@@ -34,6 +34,7 @@ LAYOUTS = (
     ("prompt", "test", "whole"),  # HumanEval, for verifier=code
     ("prompt", "instruction_id_list", "whole"),  # IFEval and IFBench, for verifier=instructions
 )
+UNANSWERED = tuple((problem, "", "none") for problem in dict.fromkeys(layout[0] for layout in LAYOUTS))  # verifier=none
 CHECKED = {"code": programs.check, "instructions": instructions.check}  # verifiers that want certain columns
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes seconds
 Question = str | list[dict[str, str]]  # text, or chat messages with `role` and `content`
@@ -184,9 +185,10 @@ def _reference(value: Any, form: str) -> str | None:
 
 def _read_row(row: Any, problem: str, answer: str, form: str) -> tuple[Question, str] | None:
     """(question, answer) of a row in that layout; None when it does not fit."""
-    if not isinstance(row, dict) or _column(row, problem) in (None, []) or _column(row, answer) in (None, []):
+    if not isinstance(row, dict) or _column(row, problem) in (None, []):
         return None
-    question, reference = _column(row, problem), _reference(_column(row, answer), form)
+    question = _column(row, problem)
+    reference = "" if form == "none" else _reference(_column(row, answer), form)
     if isinstance(question, list):
         if not all(
             isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
@@ -207,20 +209,23 @@ def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[
     if not isinstance(rows, list) or not rows:
         raise BadInput(f"{where}: holds no problems")
     layouts = [layout for layout in LAYOUTS if source.answer_form in (None, layout[2])]
-    if source.columns:
+    if source.verifier == "none":
+        layouts = [(source.columns["problem"], "", "none")] if source.columns else list(UNANSWERED)
+    elif source.columns:
         layouts = [(source.columns["problem"], source.columns["answer"], source.answer_form or "whole")]
     layout = next((layout for layout in layouts if _read_row(rows[0], *layout)), layouts[0] if source.columns else None)
     made = []
     for number, row in enumerate(rows, 1):
         found = layout and _read_row(row, *layout)
         if not found:
-            wanted = (
-                f"'{layout[0]}' or a {layout[2]} answer in '{layout[1]}'"
-                if layout
-                else "a problem and an answer that are recognised"
-            )
+            answered = source.verifier != "none"
+            if layout:
+                wanted = f"'{layout[0]}'" + (f" or a {layout[2]} answer in '{layout[1]}'" if answered else "")
+            else:
+                wanted = "a problem and an answer that are recognised" if answered else "a problem that is recognised"
             there = listed(row) if isinstance(row, dict) else type(row).__name__
-            hint = "" if layout else "; name them: columns: {problem: …, answer: …}"
+            names = "{problem: …, answer: …}" if answered else "{problem: …}"
+            hint = "" if layout else f"; name them: columns: {names}"
             raise BadInput(f"{where}: row {number} lacks {wanted}; it has: {there}{hint}")
         made.append((*found, row))
     return made

@@ -153,10 +153,16 @@ def by_rule(rollouts: list[Rollout], _: Limits) -> list[Verdict]:
     return [Verdict.CORRECT if r else Verdict.WRONG for r in right]
 
 
+def by_nobody(rollouts: list[Rollout], _: Limits) -> list[Verdict]:
+    """Verdicts where nobody can say what is right: there is no answer to judge."""
+    return [Verdict.TRUNCATED if rollout.finish == "length" else Verdict.NO_ANSWER for rollout in rollouts]
+
+
 VERIFIERS: dict[str, Callable[[list[Rollout], Limits], list[Verdict]]] = {
     "answer": by_answer,
     "code": programs.verdicts,
     "instructions": instructions.verdicts,
+    "none": by_nobody,
 }
 
 
