@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _scorer(task: str) -> Callable[..., float]:
     return reasoning_gym.get_score_answer_fn(task)
 
 
+@lru_cache(maxsize=4096)  # the responses of a group give the same answers again and again
 def quick(answer: str, reference: str) -> bool | None:
     """Whether `answer` equals `reference` where no algebra is needed to tell; None where it is."""
     if matches(answer, reference):

@@ -110,8 +110,8 @@ def _sampled(
             p_BV = p_BV * (mass_BV - p_BV < top_p * mass_BV[:, -1:])
     cdf_BV = p_BV.cumsum(-1)
     place_B = torch.searchsorted(cdf_BV, (uniform_B * cdf_BV[:, -1])[:, None], right=True)[:, 0]
-    # Rounding may put u · total at the total itself: then it is the last place that has any mass.
-    place_B = torch.minimum(place_B, (cdf_BV < cdf_BV[:, -1:]).sum(-1))
+    if (place_B == cdf_BV.shape[1]).any():  # rounding put u · total at the total: then it is the last place with any mass
+        place_B = torch.minimum(place_B, (cdf_BV < cdf_BV[:, -1:]).sum(-1))
     picked_B = place_B if token_BV is None else token_BV.gather(1, place_B[:, None])[:, 0]
     known = distribution_sums(logp_BV) if statistics else ()
     return picked_B, logp_BV.gather(1, picked_B[:, None])[:, 0], *known
