@@ -110,7 +110,9 @@ def _sampled(
             p_BV = p_BV * (mass_BV - p_BV < top_p * mass_BV[:, -1:])
     cdf_BV = p_BV.cumsum(-1)
     place_B = torch.searchsorted(cdf_BV, (uniform_B * cdf_BV[:, -1])[:, None], right=True)[:, 0]
-    if (place_B == cdf_BV.shape[1]).any():  # rounding put u · total at the total: then it is the last place with any mass
+    # Rounding may put u · total at the total itself: then it is the last place that has any mass.
+    # A GPU is not asked: it would be waited for.
+    if place_B.is_cuda or (place_B == cdf_BV.shape[1]).any():
         place_B = torch.minimum(place_B, (cdf_BV < cdf_BV[:, -1:]).sum(-1))
     picked_B = place_B if token_BV is None else token_BV.gather(1, place_B[:, None])[:, 0]
     known = distribution_sums(logp_BV) if statistics else ()
