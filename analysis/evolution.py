@@ -143,6 +143,13 @@ def each_seed(axis: plt.Axes, runs: pd.DataFrame, key: str, arm: str) -> None:
     axis.plot(smoothed.mean(axis=1), label=label, **line | {"linewidth": 2.2})
 
 
+def entropies(axis: plt.Axes, runs: pd.DataFrame, arms: list[str], title: str) -> None:
+    """The policy entropy of each arm, every seed."""
+    for arm in arms:
+        each_seed(axis, runs[runs["arm"] == arm], "entropy/mean", arm)
+    axis.set(title=title, xlabel="step", ylabel="entropy, nats per token", ylim=(0, None))
+
+
 def smooth(runs: pd.DataFrame, key: str) -> pd.DataFrame:
     """Steps × seeds of `key`, moving average."""
     return by_step(runs, key).rolling(WINDOW, min_periods=1).mean()

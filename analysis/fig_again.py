@@ -11,29 +11,15 @@ ARMS = ["grpo", "cegppo", "high", "low"]
 BLOCKS = ("again",)
 
 
-def regimes(results: Path) -> dict[str, list[str]]:
-    """{regime: its arms in order}, of those that have run. Raises Missing."""
-    root = results / FOLDER
-    made = {}
-    for folder in load.regimes(root):
-        there = {run.parent.name for run in load.run_folders(folder)}
-        made[folder.name] = [arm for arm in ARMS if arm in there]
-    if not made:
-        raise load.Missing(f"no runs in {root} (sweeps/again/)")
-    return made
-
-
 def draw(results: Path) -> None:
-    found = regimes(results)
+    found = load.arms_of(results / FOLDER, ARMS)
     figure, axes = plt.subplots(
         1, len(found), figsize=(0.6 + 4.6 * len(found), 3.8), constrained_layout=True, squeeze=False
     )
     for axis, (name, arms) in zip(axes[0], found.items()):
         runs = load.metrics(results / FOLDER, name, arms)
         tests = load.evaluations(results / FOLDER, name, arms)
-        for arm in arms:
-            evolution.each_seed(axis, runs[runs["arm"] == arm], "entropy/mean", arm)
-        axis.set(title=name, xlabel="step", ylabel="entropy, nats per token", ylim=(0, None))
+        evolution.entropies(axis, runs, arms, name)
         print(f"{name}\n{evolution.table(runs, tests, arms).to_string(index=False)}\n")
     style.legend(figure, len(ARMS), *axes[0])
     style.caption(
@@ -46,6 +32,7 @@ def draw(results: Path) -> None:
 
 def blocks(results: Path) -> dict[str, str]:
     parts = [
-        f"In `{name}`:\n\n{evolution.block(results / FOLDER, name, arms)}" for name, arms in regimes(results).items()
+        f"In `{name}`:\n\n{evolution.block(results / FOLDER, name, arms)}"
+        for name, arms in load.arms_of(results / FOLDER, ARMS).items()
     ]
     return {FOLDER: "\n\n".join(parts)}

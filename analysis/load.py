@@ -97,6 +97,17 @@ def regimes(root: Path) -> list[Path]:
     return [path for path in sweeps(root) if path.parent == root]
 
 
+def arms_of(root: Path, arms: list[str]) -> dict[str, list[str]]:
+    """{regime under `root`: those of `arms` that have run there, in order}. Raises Missing."""
+    made = {}
+    for folder in regimes(root):
+        there = {run.parent.name for run in run_folders(folder)}
+        made[folder.name] = [arm for arm in arms if arm in there]
+    if not any(made.values()):
+        raise Missing(f"no runs in {root} (sweeps/{root.name}/)")
+    return made
+
+
 def runs_at(path: Path) -> list[Path]:
     """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
     if meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from common import machine, ratio_line
+from common import machine, mean_ratio_line, ratio_line
 
 from cegppo import config
 from cegppo.instrument.tally import Tally
@@ -29,7 +29,8 @@ from cegppo.rollout import hf
 from cegppo.trainer import Trainer
 from cegppo.types import TokenBatch
 
-ROUNDS = 12
+ROUNDS = 80  # so many, since what is looked for is a few per cent and a pair scatters by ten
+VOCABULARY_ROUNDS = 12  # of ten seconds each
 OFTEN, SELDOM = "experiments/one_group.yaml", "experiments/regimes/task.yaml"  # 32 updates a step, and 8
 
 
@@ -78,7 +79,7 @@ def per_update(experiment: str) -> str:
             trainer.run_step()
 
     times = alternate(trainer, {"on": lambda: trainer.run_step(), "off": off}, ROUNDS)
-    return ratio_line(f"{experiment}, whole step", times["on"], times["off"])
+    return mean_ratio_line(f"{experiment}, whole step", times["on"], times["off"])
 
 
 def looked_at(experiment: str, parts: bool, rounds: int = 4) -> str:
@@ -113,13 +114,13 @@ def at_vocabulary(tokens: int = 256, width: int = 1536, vocabulary: int = 151_93
         head.weight.grad = hidden.grad = None
 
     times: dict[bool, list[float]] = {True: [], False: []}
-    for n in range(4):
+    for n in range(VOCABULARY_ROUNDS + 1):
         for on in (True, False):
             start = time.process_time()
             once(on)
             if n:
                 times[on].append(time.process_time() - start)
-    return ratio_line(f"{tokens} tokens × {vocabulary:,}, head and statistics only", times[True], times[False])
+    return mean_ratio_line(f"{tokens} tokens × {vocabulary:,}, head and statistics only", times[True], times[False])
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from analysis import (
     fig_law,
     fig_map,
     fig_soak,
+    fig_stories,
     fig_trl,
     ledger,
     lever,
@@ -79,6 +80,8 @@ SWEEPS = {
     "cliff": fig_cliff.ARMS,
     "again/coin_large_step": fig_again.ARMS,
     "again/coin_updates16": fig_again.ARMS[:3],
+    "stories/coin": fig_stories.ARMS,
+    "stories/happy": fig_stories.ARMS[:2],
 }
 CLASSES = list(ledger.CLASSES)
 LINES = [

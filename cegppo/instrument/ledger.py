@@ -284,17 +284,19 @@ class Ledger:
         epsilon = self.stride * float(lengths[0] / lengths[1])
         found = []
         with self.model.exactly():
+            passes = list(self.model.micro_batches(rows))
             for sign in (1, -1):
                 self._put_along(theta, direction, sign * epsilon)
-                found.append(self._evaluate(rows))
+                found.append(self._evaluate(rows, passes))
         j_BT, entropy_j_BT = (found[0] - found[1]) / (2 * epsilon)
         return j_BT, entropy_j_BT
 
     @torch.no_grad()
-    def _evaluate(self, rows: TokenBatch) -> Tensor:
-        """[2, B, T] log-probabilities and entropies in float64, on every rank."""
+    def _evaluate(self, rows: TokenBatch, passes: list[tuple[Tensor, TokenBatch]]) -> Tensor:
+        """[2, B, T] log-probabilities and entropies in float64, on every rank; `passes`: its
+        micro-batches."""
         made = rows.mask_BT.new_zeros(2, *rows.mask_BT.shape, dtype=torch.float64)
-        for index, micro in self.model.micro_batches(rows):
+        for index, micro in passes:
             s, inside = self.model.statistics(micro), micro.mask_BT.bool()
             for part_BT, value_N in zip(made, (s.logprob_N, s.entropy_N)):
                 part_BT[index, : inside.shape[1]] += torch.zeros_like(inside, dtype=torch.float64).masked_scatter(

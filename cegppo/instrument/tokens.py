@@ -3,6 +3,8 @@
 docs/metrics.md has the columns.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ class TokenRecord:
             row: tokenizer.convert_ids_to_tokens(list(self.rollouts[row].token_ids))
             for row in self.chosen.nonzero()[:, 0].tolist()
         }
-        self.texts = {row: pieces(tokenizer, self.rollouts[row].token_ids) for row in self.tokens}
+        decode = cache(tokenizer.decode)  # of the same few tokens again and again
+        self.texts = {row: pieces(decode, self.rollouts[row].token_ids) for row in self.tokens}
         self.update = 0  # which one `add` is called for
         self.parts: list[dict[str, np.ndarray]] = []
         self._places: list[tuple[int, np.ndarray]] = []  # of each part: its update, and its tokens' rows
@@ -90,14 +93,14 @@ class TokenRecord:
             part["dentropy_exact"] = (part["weight"] * influence).astype(np.float32)
 
 
-def pieces(tokenizer: Any, token_ids: tuple[int, ...]) -> list[str]:
-    """The text that each token adds to the decoded response. A character of several tokens belongs
-    to the last of them. Joined, they are the response (special tokens included)."""
+def pieces(decode: Callable[[tuple[int, ...]], str], token_ids: tuple[int, ...]) -> list[str]:
+    """The text that each token adds to the response that `decode` makes of its tokens. A character
+    of several tokens belongs to the last of them. Joined, they are the response (special tokens
+    included)."""
     made: list[str] = []
     before, read = 0, 0  # decoding starts at the token before, which a leading space may depend on
     for end in range(1, len(token_ids) + 1):
-        old = tokenizer.decode(token_ids[before:read])
-        new = tokenizer.decode(token_ids[before:end])
+        old, new = decode(token_ids[before:read]), decode(token_ids[before:end])
         whole = len(new) > len(old) and not new.endswith("\ufffd")
         made.append(new[len(old) :] if whole else "")
         if whole:

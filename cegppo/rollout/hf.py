@@ -54,7 +54,13 @@ class SliceLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.keys, self.values = self._kept(self.keys, rows), self._kept(self.values, rows)
+
+    def _kept(self, value: Tensor, rows: Tensor) -> Tensor:
+        """`rows` of a buffer, of which only what is filled has to move."""
+        made = value.new_empty(len(rows), *value.shape[1:])
+        torch.index_select(value[:, :, : self.length], 0, rows, out=made[:, :, : self.length])
+        return made
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0

@@ -234,7 +234,7 @@ def check_pieces(ids: list[int]) -> None:
 
     size = len(tokenizer())
     token_ids = tuple(n % size for n in ids)
-    made, whole = pieces(tokenizer(), token_ids), tokenizer().decode(token_ids)
+    made, whole = pieces(tokenizer().decode, token_ids), tokenizer().decode(token_ids)
     assert len(made) == len(token_ids) and whole.startswith("".join(made))
 
 
