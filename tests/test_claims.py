@@ -14,7 +14,7 @@ import scipy.stats
 import yaml
 
 from analysis import claims, fig_claims, fig_table1, load, stats
-from cegppo.sweep import grid
+from cegppo.sweep import description
 
 ROOT = Path(__file__).resolve().parent.parent
 STATED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -285,7 +285,7 @@ def test_the_shipped_claims_name_runs_and_metrics_that_exist():
         assert c.metric == "benchmarks" or f"`{c.metric}`" in glossary, c.name
         path = ROOT / "sweeps" / f"{c.experiment}.yaml"
         if path not in arms:
-            arms[path] = set(grid.describe(path).tree["arms"])
+            arms[path] = set(description.describe(path).tree["arms"])
         assert set(c.arms) <= arms[path], c.name
 
 

@@ -10,7 +10,7 @@ import pytest
 from cegppo import config, losses
 from cegppo.config import flatten
 from cegppo.config.schema import Config
-from cegppo.sweep import grid, verl
+from cegppo.sweep import description, verl
 from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def test_every_key_of_ours_exists_and_takes_the_value(item):
     key, equals, value = item.partition("=")
     knobs = {f"loss.{f.name}" for name in losses.names() for f in dataclasses.fields(losses.load(name).Params)}
     sections = {key.partition(".")[0] for key in flatten(Config().to_dict())}
-    assert key in {*flatten(Config().to_dict()), *knobs, *sections, *grid.KEYS}, f"no key '{key}'"
+    assert key in {*flatten(Config().to_dict()), *knobs, *sections, *description.KEYS}, f"no key '{key}'"
     if not equals or value in ("…", "path.py:function"):
         return
     for one in value.split("|"):

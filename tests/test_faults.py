@@ -26,7 +26,7 @@ from cegppo.record import run as run_module
 from cegppo.record.files import Completions, append_line, as_lines, read_lines
 from cegppo.record.read import read_meta
 from cegppo.record.run import Record, checkpoint, complete, newest
-from cegppo.sweep import estimate, grid, search
+from cegppo.sweep import description, estimate, search
 from cegppo.train import train
 from cegppo.types import BadInput, said
 
@@ -365,7 +365,7 @@ def test_a_mean_is_one_of_all_benchmarks(tiny, tmp_path):
     loaded = config.load(tiny, [f"run_dir={tmp_path / 'run'}", two])[0]
     searching = object.__new__(search.Search)
     searching.objective = search.OBJECTIVE
-    watched = grid.Run("a", 0, tiny, (), loaded)
+    watched = description.Run("a", 0, tiny, (), loaded)
     row = lambda step, name, good: {
         "step": step,
         "benchmark": name,

@@ -33,7 +33,8 @@ problems.stories problems.teachers advantage
 model.parallel model.lora model.head plugins.verl_statistics model.attention model.bins model.policy model.gguf
 model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer curves train sweep.launch sweep.verl sweep.grid sweep.search sweep.estimate
+checkpoint evaluate update metrics trainer curves train
+sweep.launch sweep.verl sweep.description sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
 verbs verbs.report verbs.train verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff verbs.keep

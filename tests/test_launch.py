@@ -15,7 +15,7 @@ from analysis import load
 from cegppo.record.files import lock, read_lines
 from cegppo.record.keep import keep
 from cegppo.record.read import read_meta, read_metrics
-from cegppo.sweep import command, grid, launch, search
+from cegppo.sweep import command, description, grid, launch, search
 from cegppo.types import BadInput
 
 from .test_config import ROOT, run
@@ -90,8 +90,8 @@ def test_a_run_of_several_gpus_is_started_by_torchrun(tiny, tmp_path, monkeypatc
     (tmp_path / "two.yaml").write_text(
         SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
     )
-    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=1"])
-    loaded = grid.expand(described)
+    described = description.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=1"])
+    loaded = description.expand(described)
     assert grid.run_all(loaded, grid.Grid(loaded), lambda states: None) == (0, []), grid.error_of(loaded.runs[0])
     assert read_meta(loaded.runs[0].folder)["sessions"][-1]["ranks"] == 2
 
@@ -103,8 +103,8 @@ def test_an_interrupted_run_of_several_gpus_is_stopped_and_not_failed(tiny, tmp_
     (tmp_path / "two.yaml").write_text(
         SWEEP.replace("seeds: [0, 1]", "seeds: [0]\ngpus: 2").replace("  cegppo: {method: cegppo}\n", "")
     )
-    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=400"])
-    loaded = grid.expand(described)
+    described = description.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}", "steps=400"])
+    loaded = description.expand(described)
     (run_,) = loaded.runs
 
     def show(states):  # the person at the keyboard, once
@@ -195,8 +195,8 @@ def test_a_sweep_on_ray_and_runs_taken_over_from_it(tiny, tmp_path):
     (tmp_path / "two.yaml").write_text(
         "include: one.yaml\ntakes_from: [one]\narms:\n  same: {method: cegppo}\n  other: {loss.eps_low: 0.1}\n"
     )
-    described = grid.describe(tmp_path / "two.yaml", [results])
-    expanded = grid.expand(described)
+    described = description.describe(tmp_path / "two.yaml", [results])
+    expanded = description.expand(described)
     work = grid.Grid(expanded)
     assert [r.arm for r in work._waiting] == ["other"]
     taken = tmp_path / "results" / "two" / "same" / "seed0"
@@ -204,27 +204,27 @@ def test_a_sweep_on_ray_and_runs_taken_over_from_it(tiny, tmp_path):
     assert sorted(path.name for path in taken.iterdir()) == ["config.yaml", "meta.json"]  # no second copy
     assert read_metrics(taken) == read_metrics(first) and len(read_metrics(first)) == 2
     assert load.run(taken).equals(load.run(first))
-    assert grid.expand(described).runs[0].finished()  # its config.yaml is the one asked for, or this would raise
+    assert description.expand(described).runs[0].finished()  # its config.yaml is the one asked for, or this would raise
 
     for sweep, runs in (("one", 2), ("two", 1)):  # in packs all is the same; `other` has not run
         assert f"{runs} runs kept now" in list(keep(tmp_path / "results" / sweep))[-1]
     assert not (taken / "meta.json").exists()
     assert read_metrics(taken) == read_metrics(first) and load.run(taken).equals(load.run(first))
-    work = grid.Grid(grid.expand(described))
+    work = grid.Grid(description.expand(described))
     assert [r.arm for r in work._waiting] == ["other"]
     assert work.already.startswith("1 of 2 were already there (recorded at 20")
     shutil.rmtree(tmp_path / "results" / "one")
     gone = "two/same/seed0 was taken from .*one/cegppo/seed0, which is not there any more"
     with pytest.raises(BadInput, match=gone):
-        grid.expand(described)
+        description.expand(described)
     with pytest.raises(load.Missing, match=gone):
         load.run(taken)
 
 
 def test_arms_that_start_from_other_weights_are_refused(tiny, tmp_path, monkeypatch):
     (tmp_path / "two.yaml").write_text(SWEEP.replace("seeds: [0, 1]", "seeds: [0]"))
-    described = grid.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}"])
-    done, missing = grid.expand(described).runs
+    described = description.describe(tmp_path / "two.yaml", [f"results={tmp_path / 'results'}"])
+    done, missing = description.expand(described).runs
     done.folder.mkdir(parents=True)
     (done.folder / "meta.json").write_text(
         json.dumps({"status": "finished", "steps": 2, "start_weights": "of another machine"})
@@ -293,7 +293,7 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
     played = Played()
     monkeypatch.setattr(grid.launch, "launcher", lambda *_: played)
     monkeypatch.setattr(grid.time, "sleep", lambda _: None)
-    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    described = description.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     work = search.Search(described)
     assert grid.run_all(described.sweep(work.runs), work, lambda states: None) == (0, [])
     rows = read_lines(tmp_path / "results" / "seek" / "trials.jsonl")
@@ -350,7 +350,7 @@ def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, mo
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 16"))
     monkeypatch.setattr(grid.launch, "launcher", lambda *_: Played())
     monkeypatch.setattr(grid.time, "sleep", lambda _: None)
-    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    described = description.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     work = search.Search(described)
     with pytest.raises(BadInput, match="another live process is searching there"):
         search.Search(described)
@@ -366,7 +366,7 @@ def test_values_that_do_not_go_together_fail_their_trial_only(tiny, tmp_path, mo
 def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
     text = SEARCH.replace("metric: knob", "metric: reward/mean").replace("steps: 4", "steps: 2")
     (tmp_path / "seek.yaml").write_text(text.replace("trials: 6", "trials: 2").replace("seeds: [0]", "seeds: [0, 1]"))
-    described = grid.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
+    described = description.describe(tmp_path / "seek.yaml", [f"results={tmp_path / 'results'}"])
     first = search.Search(described)
     begun = first.next()  # asked for and never run: the process died
     first.close()
@@ -406,7 +406,7 @@ def test_a_search_that_was_killed_finishes_what_it_had_begun(tiny, tmp_path):
 def test_bad_searches(tiny, tmp_path, change, part):
     (tmp_path / "seek.yaml").write_text(SEARCH.replace(*change))
     with pytest.raises(BadInput) as error:
-        search.plan(grid.describe(tmp_path / "seek.yaml"))
+        search.plan(description.describe(tmp_path / "seek.yaml"))
     assert part in str(error.value)
 
 

@@ -17,7 +17,7 @@ from cegppo.record.keep import keep, unpack
 from cegppo.record.read import read_config, read_evaluations, read_meta, read_metrics, run_folders
 from cegppo.record.run import Record
 from cegppo.screen import Screen, progress
-from cegppo.sweep import grid
+from cegppo.sweep import description, grid
 from cegppo.types import BadInput
 
 from .pages import data_of
@@ -307,8 +307,8 @@ def test_no_more_steps_than_there_are(capsys, tiny, tmp_path):
 
 
 def test_already_there_says_when_and_from_which_code(live):
-    asked = grid.describe(ROOT / "sweeps" / "algorithms.yaml", [f"results={live.parent}", "sweep.seeds=[0,1,2]"])
-    runs = [run for run in grid.expand(asked).runs if run.arm == "grpo"]
+    asked = description.describe(ROOT / "sweeps" / "algorithms.yaml", [f"results={live.parent}", "sweep.seeds=[0,1,2]"])
+    runs = [run for run in description.expand(asked).runs if run.arm == "grpo"]
     list(keep(live))
     line = grid.already_there(runs)
     assert line.startswith("2 of 3 were already there (recorded at 2026-11-21 ") and line.endswith("commit 0ebc770)")

@@ -16,7 +16,7 @@ import run as front_door
 from analysis import ledger, load, stats
 from cegppo import config
 from cegppo.record.files import read_lines
-from cegppo.sweep import grid, search
+from cegppo.sweep import description, search
 from cegppo.types import BadInput
 
 from .test_config import run
@@ -44,7 +44,7 @@ def demo(tiny):
 
 
 def expand(path, overrides=()):
-    return grid.expand(grid.describe(path, list(overrides)))
+    return description.expand(description.describe(path, list(overrides)))
 
 
 def test_expansion(demo):
@@ -126,7 +126,7 @@ def test_an_arm_stands_above_common_and_below_the_command_line(demo):
         )
     )
     for overrides in ([], ["eval.k=4", "model.head_chunk=9"], ["loss.name=reinforce"]):
-        described = grid.describe(demo, [*overrides, "sweep.seeds=[0]"])
+        described = description.describe(demo, [*overrides, "sweep.seeds=[0]"])
         made = {arm: described.run(arm, 0, changes) for arm, changes in described.tree["arms"].items() if arm == "grpo"}
         made["beta"] = described.run("beta", 0, {"loss": {"beta2": 0.7}})
         assert all(config.load(r.experiment, r.overrides)[0] == r.config for r in made.values())
@@ -151,12 +151,12 @@ def test_an_arm_stands_above_common_and_below_the_command_line(demo):
     ids=lambda p: p.stem,
 )
 def test_every_shipped_sweep_differs_only_in_what_it_names(path):
-    described = grid.describe(path, ["sweep.seeds=[0]"])
+    described = description.describe(path, ["sweep.seeds=[0]"])
     if "space" in described.tree:
         assert "trials" in search.plan(described)
     else:
-        runs = grid.expand(described).runs
-        assert len(runs) >= 2 and grid.describe(path).tree["seeds"]
+        runs = description.expand(described).runs
+        assert len(runs) >= 2 and description.describe(path).tree["seeds"]
         assert config.load(runs[-1].experiment, runs[-1].overrides)[0] == runs[-1].config
 
 

@@ -15,7 +15,7 @@ import run as front_door
 from analysis import load
 from cegppo import config
 from cegppo.record.files import read_lines
-from cegppo.sweep import grid, verl
+from cegppo.sweep import description, verl
 from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def sweep(tmp_path) -> Path:
 
 def said(path: Path, *overrides: str) -> dict[str, str]:
     """What the dry run of the last arm gives verl, by key."""
-    (*_, last) = grid.expand(grid.describe(path, list(overrides))).runs
+    (*_, last) = description.expand(description.describe(path, list(overrides))).runs
     return dict(item.split("=", 1) for item in shlex.split(last.plan())[2:])
 
 
@@ -218,18 +218,19 @@ def test_a_sweep_runs_is_read_by_the_analysis_and_goes_on_after_a_failure(sweep,
     ]
     assert front_door.main(["sweep", str(sweep)]) == 0 and "2 of 2 were already there" in capsys.readouterr().out
     with pytest.raises(BadInput, match="seed1: holds another run: update.lr was 1e-06, is now 0.1"):
-        grid.expand(grid.describe(sweep, ["update.lr=0.1"]))
+        description.expand(description.describe(sweep, ["update.lr=0.1"]))
 
 
 def test_a_run_that_is_stopped_is_passed_on_to_verl(sweep):
     """Ctrl-C reaches verl; the run can go on."""
     (sweep.parent / "stand_in.py").write_text(
         "import sys, time\n"
-        "print('begun', flush=True)\n"
-        "try: time.sleep(60)\n"
+        "try:\n"
+        "    print('begun', flush=True)\n"  # inside: the signal may come as soon as this is read
+        "    time.sleep(60)\n"
         "except KeyboardInterrupt: print('verl was asked to stop'); sys.exit(1)\n"
     )
-    (one, _) = grid.expand(grid.describe(sweep)).runs
+    (one, _) = description.expand(description.describe(sweep)).runs
     process = subprocess.Popen(one.command(8), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert any(line == "begun\n" for line in process.stdout)

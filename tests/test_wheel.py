@@ -13,7 +13,7 @@ import pytest
 
 from cegppo import config
 from cegppo.cli import main, parser
-from cegppo.sweep import grid
+from cegppo.sweep import description
 
 ROOT = Path(__file__).resolve().parent.parent
 TAKEN = ("cegppo", "analysis", "experiments", "sweeps", "pyproject.toml", "setup.py", "run.py", "README.md", "LICENSE")
@@ -22,7 +22,7 @@ TAKEN = ("cegppo", "analysis", "experiments", "sweeps", "pyproject.toml", "setup
 def test_what_is_shipped_is_found_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert config.load("experiments/testbed.yaml")[0].experiment == "testbed"
-    assert grid.describe("sweeps/demo.yaml").name == "demo"
+    assert description.describe("sweeps/demo.yaml").name == "demo"
     assert main(["train", "experiments/testbe.yaml"]) == 2
     assert "experiments/testbe.yaml: no such file" in capsys.readouterr().err
     (tmp_path / "experiments").mkdir()  # a user's own of that name stands above it

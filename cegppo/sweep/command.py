@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..record.files import read_lines
-from . import estimate, grid, search
+from . import description, estimate, grid, search
 
 LEADERS = 6  # trials of a search that are compared at its end
 
 
-def is_search(described: grid.Description) -> bool:
+def is_search(described: description.Description) -> bool:
     return "search" in described.tree or "space" in described.tree
 
 
 def plan(path: str, overrides: list[str]) -> str:
     """What the sweep at `path` would run, a line each; nothing is written. Raises BadInput."""
-    described = grid.describe(path, overrides)
+    described = description.describe(path, overrides)
     if is_search(described):
         return "\n".join([search.plan(described), _search_time(described)])
-    sweep = grid.expand(described)
+    sweep = description.expand(described)
     states = [(run, run.finished()) for run in sweep.runs]
     lines = [f"{'finished' if done else 'to run':<9} {r.folder}  {r.plan()}" for r, done in states]
     todo = [(run.config, run.config.steps - run.last_metrics().get("step", 0)) for run, done in states if not done]
@@ -28,7 +28,7 @@ def plan(path: str, overrides: list[str]) -> str:
     return "\n".join([*lines, estimate.text(todo, sweeps, sweep.workers)])
 
 
-def _search_time(described: grid.Description) -> str:
+def _search_time(described: description.Description) -> str:
     """How long the trials that are left will take, if none is stopped early."""
     tree, seeds = described.tree, described.tree["seeds"]
     config = described.run("trial000", seeds[0], {}).config
@@ -40,7 +40,7 @@ def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, li
     """Run what is not finished; the exit code. `compare(name, folders)` is called at the end,
     unless it was interrupted: of a grid with all runs, of a search with those of its best trials,
     the best first. Raises BadInput."""
-    described = grid.describe(path, overrides)
+    described = description.describe(path, overrides)
     if is_search(described):
         found = search.Search(described)
         code, failed = _run(described.sweep(found.runs), found, screen)
@@ -54,7 +54,7 @@ def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, li
             print(found.best())
             found.close()
         return code
-    expanded = grid.expand(described)
+    expanded = description.expand(described)
     work = grid.Grid(expanded)
     code, failed = _run(expanded, work, screen)
     try:
@@ -67,12 +67,12 @@ def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, li
     return code
 
 
-def _run(sweep: grid.Sweep, work: Any, screen: Any) -> tuple[int, list[grid.Run]]:
+def _run(sweep: description.Sweep, work: Any, screen: Any) -> tuple[int, list[description.Run]]:
     with screen:
         return grid.run_all(sweep, work, screen.show)
 
 
-def _say_failed(failed: list[grid.Run]) -> None:
+def _say_failed(failed: list[description.Run]) -> None:
     for run in failed:
         where = run.folder / "output.txt"
         print(f"{run.arm} seed {run.seed} did not finish: {grid.error_of(run)} ({where})", file=sys.stderr)

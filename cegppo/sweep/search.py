@@ -32,7 +32,7 @@ from ..problems.counts import mean_accuracy
 from ..record.files import as_lines, lock, read_lines, write_whole
 from ..record.read import read_evaluations, read_metrics
 from ..types import BadInput
-from .grid import Description, Run
+from .description import Description, Run
 
 SAMPLERS = ("random", "tpe")
 OBJECTIVE = {"metric": "eval/mean", "direction": "maximize", "window": 5, "prune": True}

@@ -33,7 +33,7 @@ def root_of(sweep: str, results: str) -> str:
     """Where the runs of `sweep` are, unless the command line says: a sweep's file may name a root
     of its own."""
     from ..config import flatten
-    from ..sweep.grid import describe
+    from ..sweep.description import describe
 
     path = Path(sweep)
     if results != RESULTS["default"] or path.suffix != ".yaml" or not path.is_file():
