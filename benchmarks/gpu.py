@@ -33,12 +33,13 @@ import torch
 from common import machine
 
 from cegppo import config, losses
+from cegppo.configured import knobs_of, objective_of
 from cegppo.instrument.tally import Tally
 from cegppo.model import memory
 from cegppo.model.head import head_statistics, token_statistics
 from cegppo.model.optimizer import OffloadedAdamW
 from cegppo.model.policy import Policy
-from cegppo.trainer import Trainer, knobs_of, objective_of
+from cegppo.trainer import Trainer
 from cegppo.types import Prompt, Rollout
 from cegppo.update import update
 

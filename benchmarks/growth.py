@@ -26,13 +26,13 @@ from common import machine
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from cegppo import config, losses
+from cegppo.configured import knobs_of, objective_of
 from cegppo.instrument.tally import Tally
 from cegppo.metrics import mismatch
 from cegppo.model.optimizer import adamw
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
-from cegppo.trainer import knobs_of, objective_of
 from cegppo.types import Prompt
 from cegppo.update import update
 

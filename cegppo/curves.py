@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from . import config
+from .configured import controller_of, knobs_of, objective_of
 from .objective import Objective, weigh
-from .trainer import controller_of, knobs_of, objective_of
 from .types import TokenBatch
 
 ROOT = Path(__file__).resolve().parents[1]

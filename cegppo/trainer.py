@@ -6,28 +6,26 @@ prompt → rollout → reward → advantage → token loss → update → metric
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import advantage, checkpoint, explore, losses, metrics, ranks
-from .config import Config, flatten, is_rule
-from .controllers import NONE, Controller
-from .controllers import load as load_controller
+from . import advantage, checkpoint, explore, metrics, ranks
+from .config import Config, is_rule
+from .configured import controller_of, knobs_of, objective_of
 from .evaluate import evaluator, longest_answer
 from .instrument.entropy import ClassRule
 from .instrument.ledger import Ledger
 from .instrument.tally import Tally
 from .instrument.tokens import TokenRecord
-from .knobs import Knobs, knob_at
+from .knobs import knob_at
 from .model import memory
 from .model.critic import Critic, with_values
 from .model.optimizer import adamw, set_lr
 from .model.policy import Policy, load_policy
-from .objective import Objective, Terms, aggregation
+from .objective import Objective, aggregation
 from .problems import teachers, testbed
 from .problems.data import PromptStream, benchmarks
 from .problems.reward import grade, rule
@@ -377,32 +375,6 @@ def teacher_of(c: Config, policy: Policy) -> teachers.Teacher | None:
     if named == teachers.WORKED:
         return teachers.Worked(tokenizer, most, c.testbed, c.seed, c.explore["solutions"])
     return teachers.FromFile(tokenizer, most, Path(named), c.data, c.explore["ratio"] == "teacher")
-
-
-def knobs_of(c: Config) -> Knobs:
-    """What sets the knobs of the configured loss."""
-    return losses.knobs(c.loss["name"], {name: value for name, value in c.loss.items() if name != "name"}, c.steps)
-
-
-def controller_of(c: Config) -> Controller | None:
-    """What sets knobs from the entropy while the run goes on."""
-    name = c.controller["name"]
-    if name == NONE:
-        return None
-    flat = flatten(c.to_dict())
-    values = {key: value for key, value in c.controller.items() if key != "name"}
-    return Controller(name, values, {key: flat[key] for key in load_controller(name).SETS}, c.steps)
-
-
-def objective_of(c: Config, knobs: Knobs, step: int, controller: Controller | None = None) -> Objective:
-    """The objective of step `step` (0 the first); what the controller has set wins."""
-    own = {f.name: getattr(c.update, f.name) for f in fields(Terms) if hasattr(c.update, f.name)}
-    params = knobs.at(step)
-    if controller is not None:
-        own |= controller.section("update")
-        params |= controller.section("loss")
-    loss = losses.load(c.loss["name"])
-    return Objective(loss, loss.Params(**params), Terms(**own, max_tokens=c.rollout.max_tokens))
 
 
 def with_draws(mini: TokenBatch, seed: list[int]) -> TokenBatch:

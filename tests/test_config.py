@@ -14,8 +14,8 @@ from cegppo import config, losses
 from cegppo.config import reference
 from cegppo.config.checks import check_loss, check_values
 from cegppo.config.recipe import Worker
+from cegppo.configured import knobs_of
 from cegppo.record import read
-from cegppo.trainer import knobs_of
 from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent

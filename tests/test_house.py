@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cegppo import config, losses
-from cegppo.trainer import knobs_of
+from cegppo.configured import knobs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
@@ -33,7 +33,7 @@ problems.stories problems.teachers advantage
 model.parallel model.lora model.head plugins.verl_statistics model.attention model.bins model.policy model.gguf
 model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
-checkpoint evaluate update metrics trainer curves train
+configured checkpoint evaluate update metrics trainer curves train
 sweep.launch sweep.verl sweep.description sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record

@@ -14,13 +14,14 @@ import torch
 
 import run
 from cegppo import config, losses
+from cegppo.configured import knobs_of, objective_of
 from cegppo.instrument.tally import Tally
 from cegppo.model.critic import value_loss
 from cegppo.objective import Objective, aggregation, kl_penalty
 from cegppo.record.files import read_lines
 from cegppo.record.run import Record, checkpoint
 from cegppo.train import train
-from cegppo.trainer import Trainer, knobs_of, objective_of, with_draws
+from cegppo.trainer import Trainer, with_draws
 from cegppo.types import BadInput, TokenBatch
 from cegppo.update import update
 

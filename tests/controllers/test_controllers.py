@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cegppo import config, controllers
+from cegppo.configured import controller_of, knobs_of, objective_of
 from cegppo.record.files import read_lines
 from cegppo.train import train
-from cegppo.trainer import controller_of, knobs_of, objective_of
 from cegppo.types import BadInput
 
 from ..test_train import Silent, without_times

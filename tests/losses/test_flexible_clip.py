@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cegppo import config
-from cegppo.trainer import knobs_of
+from cegppo.configured import knobs_of
 
 from .batches import CELLS, assert_reinforce_at_ratio_one, assert_same, evaluated, one_row, ragged
 
