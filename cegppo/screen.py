@@ -32,13 +32,20 @@ def progress(step: int, steps: int) -> str:
     return f"{step}/{steps}" if step <= steps else f"{step} ({steps} asked)"
 
 
+def score(config: Config, m: dict[str, float]) -> str:
+    """The accuracy in a step's metrics; where nobody says what is right, the reward."""
+    verifiers = {source.verifier for source in config.data.train}
+    name, word = ("reward/mean", "reward") if verifiers == {"none"} else ("accuracy/mean", "acc")
+    return f"{word} {m.get(name, MISSING):.3f}"
+
+
 class Screen:
     """The `show` of train(). Use as a context manager."""
 
     def __init__(self):
         self.console = Console()
         self.live = sys.stdout.isatty()
-        self.steps = 0  # of the run
+        self.config = Config()  # of the run
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -53,7 +60,7 @@ class Screen:
         (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True, markup=False)
 
     def start(self, config: Config, folder: Path, step: int) -> None:
-        self.steps = config.steps
+        self.config = config
         if step >= config.steps:
             self.say(f"{folder}: {config.method}, {config.steps} steps; {step} were already there, nothing ran")
             return
@@ -73,16 +80,18 @@ class Screen:
             self._bar.start()
 
     def step(self, step: int, m: dict[str, float], elapsed: float) -> None:
-        left = elapsed / step * (self.steps - step)
+        left = elapsed / step * (self.config.steps - step)
         numbers = (
-            f"acc {m.get('accuracy/mean', MISSING):.3f}  H {m.get('entropy/mean', MISSING):.3f}  "
+            f"{score(self.config, m)}  H {m.get('entropy/mean', MISSING):.3f}  "
             f"clip {m.get('clip/low', MISSING):.2%}/{m.get('clip/high', MISSING):.2%}  "
             f"{m['tokens/total'] / m['time/step']:.0f} tok/s  {left:.0f} s left"
         )
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=f"step {step}/{self.steps}", numbers=numbers)
+            self._bar.update(
+                self._task, completed=step, description=f"step {step}/{self.config.steps}", numbers=numbers
+            )
         else:
-            print(f"step {step}/{self.steps}  {numbers}", flush=True)
+            print(f"step {step}/{self.config.steps}  {numbers}", flush=True)
 
     def evaluated(self, step: int, rows: list[dict[str, Any]]) -> None:
         parts = [f"{row['benchmark']} {row['avg@' + str(row['k'])]:.3f}" for row in rows]
@@ -131,12 +140,10 @@ class SweepScreen:
         if not m:
             return ""
         entropy = m.get("entropy/mean", MISSING)
-        return (
-            f"step {progress(m['step'], run.config.steps)}  acc {m.get('accuracy/mean', MISSING):.3f}  H {entropy:.3f}"
-        )
+        return f"step {progress(m['step'], run.config.steps)}  {score(run.config, m)}  H {entropy:.3f}"
 
     def _table(self, states: list[tuple[Any, str]]) -> Table:
-        table = Table("arm", "seed", "state", "step", "accuracy", "entropy", "left")
+        table = Table("arm", "seed", "state", "step", "score", "entropy", "left")
         for run, state in states:
             m = run.last_metrics() if state != "waiting" else {}
             if m:
@@ -147,7 +154,7 @@ class SweepScreen:
                 )
                 numbers = [
                     progress(m["step"], run.config.steps),
-                    f"{m.get('accuracy/mean', MISSING):.3f}",
+                    score(run.config, m),
                     f"{m.get('entropy/mean', MISSING):.3f}",
                     left,
                 ]

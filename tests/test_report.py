@@ -137,6 +137,16 @@ def test_a_practised_eye(change, level, what, number):
     assert (note.level, note.what) == (level, what) and number in note.number and note.why
 
 
+def test_where_nobody_says_what_is_right_no_answer_is_missing():
+    steps = pd.DataFrame({"step": range(1, 21), **FINE, "verdict/truncated": 1.0})
+    seen = lambda verifier: {
+        note.level
+        for note in health.notes(steps, {"data": {"train": [{"verifier": verifier}]}}, {"status": "finished"}, EMPTY)
+        if note.what == "truncated answers"
+    }
+    assert seen("answer") == {"bad"} and seen("none") == set()
+
+
 EMPTY = pd.DataFrame(columns=["step", "accuracy"])
 
 

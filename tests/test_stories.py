@@ -12,6 +12,7 @@ import torch
 
 from cegppo import config
 from cegppo.problems import reward, stories
+from cegppo.screen import Screen
 from cegppo.types import BadInput, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,3 +138,12 @@ def test_a_run_is_rewarded_by_a_rule_and_needs_no_benchmark(tiny, tmp_path):
     bad, _ = config.load(tiny, [given[0] + "t", *given[1:3], f"run_dir={tmp_path / 'other'}"])
     with pytest.raises(BadInput, match="no function 'shortt'; did you mean 'short'"):
         train(bad, Silent())
+
+
+def test_a_line_shows_the_reward_where_nobody_says_what_is_right(tiny, capsys):
+    numbers = {"accuracy/mean": 0.0, "reward/mean": 0.25, "tokens/total": 8, "time/step": 1.0}
+    for given, said in ((["data.train=[{file: a.jsonl, verifier: none}]"], "reward 0.250"), ([], "acc 0.000")):
+        with Screen() as screen:
+            screen.start(config.load(tiny, given)[0], Path("run"), 0)
+            screen.step(1, numbers, 1.0)
+        assert said in capsys.readouterr().out
