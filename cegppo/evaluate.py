@@ -6,7 +6,7 @@ eval` keeps every completion (`Evaluator.run_kept`) and can be killed and contin
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,28 +235,32 @@ def _checkpoint(folder: Path, which: str) -> Path:
     return folder / "checkpoints" / name
 
 
-def _no_code_of_others(target: Path, config: Config, overrides: list[str]) -> None:
-    """Raises BadInput when the folder of a run, which may be anybody's, would choose the code that
-    grades."""
-    rules = [source.verifier for source in config.eval.benchmarks if is_rule(source.verifier)]
-    said = any(word.startswith("eval.benchmarks") for word in overrides)
-    if rules and not said and not sandbox.allowed():
-        raise BadInput(
-            f"{target}: its config.yaml grades by {rules[0]}, which is code that would run; name the benchmark yourself"
-            f" (eval.benchmarks=[…]), or set {sandbox.FLAG}=1"
-        )
+def no_code_of_others(target: Path, config: Config, overrides: Sequence[str], trains: bool = False) -> None:
+    """Raises BadInput when the folder of a run, which may be anybody's, would choose code that
+    runs: what grades, and where it `trains` what rewards."""
+    verifiers = lambda sources: [source.verifier for source in sources]
+    named = {"eval.benchmarks": verifiers(config.eval.benchmarks)}
+    if trains:
+        named |= {"reward": [config.reward], "data.train": verifiers(config.data.train)}
+    for key, names in named.items():
+        rule = next(filter(is_rule, names), None)
+        if rule is not None and not any(word.startswith(f"{key}=") for word in overrides) and not sandbox.allowed():
+            raise BadInput(
+                f"{target}: its config.yaml names {rule}, which is code that would run; say {key}=… yourself, or set"
+                f" {sandbox.FLAG}=1"
+            )
 
 
 def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
     """(configuration, model, folder to write to, name of what is evaluated, its step)."""
     target = find(target)
-    if target.is_dir():
+    if target.is_dir() or packed(target):
         if not (target / "config.yaml").is_file() and not packed(target):
             raise BadInput(f"{target}: holds no config.yaml; not a run's folder")
         model = _checkpoint(target, which)
         name = f"step{int(which):06d}" if which.isdecimal() else which
         found = read_config(target, overrides)
-        _no_code_of_others(target, found, overrides)
+        no_code_of_others(target, found, overrides)
         return found, str(model), target, name, read_state(model)["step"]
     if which != "latest":
         raise BadInput(f"{target}: an experiment's starting model has no checkpoint '{which}'; name a run's folder")

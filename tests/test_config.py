@@ -442,3 +442,30 @@ def test_every_key_has_a_meaning(tiny):
     assert all(
         len(item.metadata["doc"]) > 3 for schema in (config.Source, Worker) for _, item in reference.leaves(schema)
     )
+
+
+@pytest.mark.parametrize("written", ["no", "'no'", '"no"'])
+def test_words_that_yaml_takes_for_truth_values(tiny, tmp_path, written):
+    loaded, _ = config.load(tiny, ["method=dapo", f"rollout.drop_constant_groups={written}"])
+    assert loaded.rollout.drop_constant_groups == "no"
+    path = tmp_path / "words.yaml"
+    path.write_text(f"include: {tiny.name}\nmethod: dapo\nrollout: {{drop_constant_groups: {written}}}\n")
+    assert config.load(path)[0].rollout.drop_constant_groups == "no"
+    with pytest.raises(BadInput, match="command line: arm: takes a text, and this is a truth value in YAML; put it in"):
+        config.load(tiny, ["arm=on"])
+    assert config.load(tiny, ["arm='on'"])[0].arm == "on"
+
+
+def test_a_long_name_ends_in_a_digest(tiny):
+    many = [
+        f"update.{key}" for key in ("lr=1e-4", "warmup_steps=2", "weight_decay=0.1", "dual_clip=10", "nll_coef=0.1")
+    ]
+    many += [
+        "loss.eps_high=0.28",
+        "rollout.temperature=0.9",
+        "rollout.max_tokens=16",
+        "group_size=2",
+        "update.grad_clip=0.5",
+    ]
+    one, other = (config.load(tiny, [*many, f"rollout.top_k={k}"])[0].arm for k in (3, 4))
+    assert one != other and all(len(name.encode()) <= 200 and name.startswith("grpo,") for name in (one, other))

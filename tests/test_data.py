@@ -10,7 +10,7 @@ import pytest
 import run
 from cegppo import config
 from cegppo.config import Data, Source
-from cegppo.problems import data, testbed
+from cegppo.problems import data, reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
 from cegppo.record.read import read_meta
 from cegppo.train import train
@@ -131,6 +131,25 @@ def test_where_nobody_says_what_is_right_no_answer_is_needed():
         data.problems_of([{"text": "p"}], Source(name="s", file="f", verifier="none"), "f.json")
     with pytest.raises(BadInput, match="f.json: row 2 lacks 'text'; it has: problem, answer"):
         data.problems_of(rows, named, "f.json")
+
+
+def test_a_rule_may_judge_without_answers():
+    rows = [{"question": "p", "answer": "so #### 1"}, {"question": "q"}]
+    of = lambda **given: data.problems_of(rows, Source(name="s", file="f", verifier="r.py:f", **given), "f.json")
+    assert [made[:2] for made in of()] == [("p", "1"), ("q", "")]
+    assert [made[:2] for made in of(columns={"problem": "question"})] == [("p", ""), ("q", "")]
+
+
+@pytest.mark.parametrize("answer", ["", None, []])
+def test_an_answer_that_is_not_there_is_said(answer):
+    with pytest.raises(BadInput, match="f.json: row 1 lacks an answer: 'answer' holds nothing; .* verifier: none"):
+        data.problems_of([{"problem": "p", "answer": answer}], Source(name="s", file="f"), "f.json")
+
+
+def test_what_comes_along_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data.Problems(Source(name="s", file="experiments/stories.jsonl", verifier="none"), 0).size
+    assert reward.rule("experiments/rewards.py:happy_word")(None, "glad") == 1.0
 
 
 def test_a_reward_that_asks_what_is_right_needs_somebody_to_say_it(tiny):

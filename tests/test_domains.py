@@ -180,7 +180,7 @@ def test_a_rule_is_a_verifier_and_gives_a_benchmark(tiny, tmp_path, monkeypatch)
     every = lambda values: {name: (0.0, 1.0) for name in values}
     (row,), _ = evaluate_target(tmp_path / "run", [f"eval.benchmarks=[{source}]"], "latest", every, print)
     assert row["n"] == 2 and row["avg@2"] >= 0.5  # the second problem's limit is above any response
-    with pytest.raises(BadInput, match="grades by .*rules.py:short, which is code that would run; name the benchmark"):
+    with pytest.raises(BadInput, match="names .*rules.py:short, which is code that would run; say eval.benchmarks"):
         evaluate_target(tmp_path / "run", [], "latest", every, print)
 
 

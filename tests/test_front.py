@@ -17,7 +17,7 @@ from cegppo.problems.data import benchmarks
 from cegppo.record.aside import move_aside
 from cegppo.record.files import lock, read_lines
 from cegppo.record.keep import keep
-from cegppo.record.read import read_metrics
+from cegppo.record.read import read_meta, read_metrics
 from cegppo.sweep import command, estimate
 from cegppo.train import train
 from cegppo.types import BadInput
@@ -62,7 +62,30 @@ def test_fresh_leaves_the_record_of_a_packed_run(tiny, tmp_path):
     list(keep(tmp_path / "tiny"))
     assert not (folder / "metrics.jsonl").is_file()
     there = move_aside(folder)
-    assert read_lines(there / "metrics.jsonl") == rows and (there / "checkpoints").is_dir() and not folder.exists()
+    assert read_lines(there / "metrics.jsonl") == rows and (there / "checkpoints").is_dir()
+    assert read_metrics(folder) == [] and [path.name for path in folder.iterdir()] == ["meta.json"]
+
+
+def test_a_packed_run_is_begun_anew(tiny, tmp_path):
+    """By the command itself; and again, while the pack still has the line of the first."""
+    folder = trained(tiny, tmp_path)
+    list(keep(tmp_path / "tiny"))
+    command = ["train", str(tiny), "--fresh", f"results={tmp_path}", "arm=grpo", f"seed={folder.name[4:]}", "steps=2"]
+    for number in (1, 2):
+        assert front_door.main(command) == 0
+        assert len(read_metrics(folder)) == 2 and read_meta(folder)["status"] == "finished"
+        assert len(list(folder.parent.glob("aside-*"))) == number
+
+
+def test_a_folder_that_brings_a_rule_runs_it_only_when_asked(tiny, tmp_path, capsys):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def short(prompt, text):\n    return 1 / (1 + len(text))\n")
+    folder = trained(tiny, tmp_path, f"reward={rules}:short", "arm=ruled", "eval.benchmarks=[]")
+    assert front_door.main(["train", "--from", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "rules.py:short, which is code that would run; say reward=… yourself" in error and error.count("\n") == 1
+    assert front_door.main(["train", "--from", str(folder), f"reward={rules}:short"]) == 0
+    assert "2 of 2 lines are the same, bit for bit" in capsys.readouterr().out
 
 
 def test_a_checkpoint_by_its_step(tiny, tmp_path, capsys):

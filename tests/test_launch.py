@@ -313,6 +313,9 @@ def test_a_search_prunes_what_is_worse_than_the_median_and_finds_the_best(tiny, 
     ranked = [f"trial{row['trial']:03d}" for row in sorted(complete, key=lambda r: -r["value"])]
     assert [folder.parts[-2:] for folder in work.leaders(3)] == [(arm, "seed0") for arm in ranked[:3]]
     work.close()
+    given = [f"results={tmp_path / 'results'}", "sweep.search=tpe"]
+    with pytest.raises(BadInput, match="holds a search of another kind, space or objective"):
+        search.Search(description.describe(tmp_path / "seek.yaml", given))
 
 
 class Quiet:

@@ -7,7 +7,7 @@ name.
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import controllers, explore, losses
@@ -16,6 +16,7 @@ from ..types import BadInput
 from .reference import places
 from .schema import SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
 
+MOST_BYTES = 200  # of a folder's name, which may be 255 and gets endings
 REWARDS = ("task", "random")
 VERIFIERS = ("answer", "code", "instructions", "none")
 
@@ -30,6 +31,13 @@ def is_rule(source: str) -> bool:
 # ------------------------------------------------------------------ a layer, before it is merged
 
 
+def word_of(value: Any, choices: Sequence[Any]) -> Any:
+    """Of `choices` the one that was written where YAML, which takes `no` for a truth value, read
+    `value`; else `value`."""
+    words = () if not isinstance(value, bool) else ("yes", "on") if value else ("no", "off")
+    return next((choice for choice in choices if choice in words), value)
+
+
 def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
     """The keys of a layer are those of dataclass `schema`, and what has named values has one of
     them."""
@@ -41,6 +49,7 @@ def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
             raise BadInput(f"{where}: '{prefix}{key}' has no value")
         allowed = kinds(known[key])
         choices = [choice for kind in allowed if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
+        value = word_of(value, choices)
         if choices and value not in choices and not (value is None and type(None) in allowed):
             raise BadInput(f"{where}: {prefix}{key}: unknown value '{value}'{nearest(str(value), choices)}")
         if typing.get_origin(known[key]) is dict and key != "loss" and not isinstance(value, dict):
@@ -217,8 +226,12 @@ def _clashes(config: Config) -> Iterator[tuple[str, str]]:
     """(key, what it must be) for every value that does not go with the others."""
     rollout, update, gae = config.rollout, config.update, config.advantage.kind == "gae"
     for key in ("experiment", "arm"):  # names of folders under `results`
-        if (name := getattr(config, key)) in (".", "..") or set(name) & {"/", "\\", "\0"} or len(name.encode()) > 200:
-            yield key, "must be the name of one folder, of at most 200 bytes"
+        if (
+            (name := getattr(config, key)) in (".", "..")
+            or set(name) & {"/", "\\", "\0"}
+            or len(name.encode()) > MOST_BYTES
+        ):
+            yield key, f"must be the name of one folder, of at most {MOST_BYTES} bytes"
     if config.reward == "task" and config.reward_signal and any(s.verifier == "none" for s in config.data.train):
         yield "reward", "must be path.py:function or random where a source of data.train has verifier: none"
     if config.reward == "random" and config.reward_signal not in (0, 1):
@@ -256,8 +269,9 @@ def _check_source(source: Source, where: str, benchmark: bool) -> None:
     strange = sorted(set(source.columns) - {"problem", "answer"})
     if strange:
         raise BadInput(f"{where}unknown column '{strange[0]}'{nearest(strange[0], ('problem', 'answer'))}")
-    if source.columns and len(source.columns) < 2 and (source.verifier != "none" or "problem" not in source.columns):
-        raise BadInput(f"{where}columns names both 'problem' and 'answer'; with verifier: none, 'problem'")
+    unasked = source.verifier == "none" or is_rule(source.verifier)
+    if source.columns and len(source.columns) < 2 and not (unasked and "problem" in source.columns):
+        raise BadInput(f"{where}columns names both 'problem' and 'answer'; with verifier: none or a rule, 'problem'")
     if source.verifier not in VERIFIERS and not is_rule(source.verifier):
         hint = nearest(source.verifier, [*VERIFIERS, "path.py:function"])
         raise BadInput(f"{where}unknown verifier '{source.verifier}'{hint}")

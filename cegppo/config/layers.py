@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import controllers, explore, losses
 from ..shipped import EXPERIMENTS, find
 from ..types import BadInput, said
-from .checks import check_controller, check_explore, check_keys, check_loss, check_values, nearest
+from .checks import MOST_BYTES, check_controller, check_explore, check_keys, check_loss, check_values, nearest
 from .reference import NAMED, meanings
 from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
 from .values import built, over, plain, typed_tree
@@ -70,7 +70,10 @@ def load(
         plain, _ = _resolve([*files, ("command line", {"method": method})])
         before = plain.identity()
         changed = {k: v for k, v in config.identity().items() if before.get(k) != v and k not in ("seed", "experiment")}
-        config.arm = ",".join([method, *(f"{k}={_short(v)}" for k, v in changed.items())])
+        name = ",".join([method, *(f"{k}={_short(v)}" for k, v in changed.items())])
+        if len(name.encode()) > MOST_BYTES:  # as folders are named: the rest is told by a digest
+            name = name.encode()[: MOST_BYTES - 13].decode(errors="ignore") + f",{digest(name)}"
+        config.arm = name
     return config, origin
 
 

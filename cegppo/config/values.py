@@ -13,7 +13,7 @@ from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..types import BadInput, said
-from .checks import Origin
+from .checks import Origin, word_of
 from .schema import Config, kinds, types_of
 
 READERS = {
@@ -30,7 +30,11 @@ def typed(value: Any, annotation: Any, where: Callable[[str], str], key: str) ->
     if isinstance(value, str) and "${" in value:
         return value
     allowed = kinds(annotation)
-    if annotation is Any or typing.get_origin(allowed[0]) is typing.Literal or value is None and type(None) in allowed:
+    if typing.get_origin(allowed[0]) is typing.Literal:
+        return word_of(value, typing.get_args(allowed[0]))
+    if isinstance(value, bool) and allowed[0] is str:  # any of YAML's words for it may have been meant
+        raise BadInput(f"{where(key)}: {key}: takes a text, and this is a truth value in YAML; put it in quotes")
+    if annotation is Any or value is None and type(None) in allowed:
         return value
     lists = [kind for kind in allowed if typing.get_origin(kind) is list]
     kind = lists[0] if lists and isinstance(value, list) else allowed[0]  # a number, or its schedule

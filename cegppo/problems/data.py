@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Data, Eval, Source, nearest
+from ..config import Data, Eval, Source, is_rule, nearest
+from ..shipped import find
 from ..types import BadInput, Prompt, listed, present, said
 from . import instructions, programs
 from .reward import final_answer
@@ -59,7 +60,7 @@ class Problems:
         if source.task is not None:
             self._check_task()
         elif source.file is not None:
-            self.rows = problems_of(read_rows(Path(source.file)), source, source.file)
+            self.rows = problems_of(read_rows(find(source.file)), source, source.file)
         else:
             self.rows = problems_of(load_hub(source), source, str(source.hub))
         if source.verifier in CHECKED:
@@ -203,22 +204,40 @@ def _read_row(row: Any, problem: str, answer: str, form: str) -> tuple[Question,
     return None if reference is None or question is None else (question, reference)
 
 
+def _empty_answer(row: Any) -> str | None:
+    """The answer column of a layout whose problem `row` has, where nothing stands in it."""
+    nothing: tuple[Any, ...] = (None, "", [])
+    for problem, answer, _ in LAYOUTS:
+        if isinstance(row, dict) and _column(row, problem) not in nothing and answer in row and row[answer] in nothing:
+            return answer
+    return None
+
+
 def problems_of(rows: list[dict[str, Any]], source: Source, where: str) -> list[tuple[Question, str, dict[str, Any]]]:
     """(question, answer, the row itself) of every row, by the source's columns or the first layout
     that fits its first row. Raises BadInput."""
     if not isinstance(rows, list) or not rows:
         raise BadInput(f"{where}: holds no problems")
     layouts = [layout for layout in LAYOUTS if source.answer_form in (None, layout[2])]
+    answered = source.verifier != "none" and not is_rule(source.verifier)  # a rule may ask for none
+    bare = [(source.columns["problem"], "", "none")] if source.columns else list(UNANSWERED)
     if source.verifier == "none":
-        layouts = [(source.columns["problem"], "", "none")] if source.columns else list(UNANSWERED)
-    elif source.columns:
+        layouts = bare
+    elif "answer" in source.columns:
         layouts = [(source.columns["problem"], source.columns["answer"], source.answer_form or "whole")]
+    elif source.columns:
+        layouts = []
+    layouts = layouts if answered else [*layouts, *bare]
     layout = next((layout for layout in layouts if _read_row(rows[0], *layout)), layouts[0] if source.columns else None)
     made = []
     for number, row in enumerate(rows, 1):
         found = layout and _read_row(row, *layout)
+        if layout and not found and not answered:
+            found = _read_row(row, layout[0], "", "none")
         if not found:
-            answered = source.verifier != "none"
+            if layout is None and answered and (empty := _empty_answer(row)):
+                wanted = f"an answer: '{empty}' holds nothing; where none is needed, verifier: none says so"
+                raise BadInput(f"{where}: row {number} lacks {wanted}")
             if layout:
                 wanted = f"'{layout[0]}'" + (f" or a {layout[2]} answer in '{layout[1]}'" if answered else "")
             else:

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config import Limits, digest, is_rule
+from ..shipped import find
 from ..types import AnswerForm, BadInput, Prompt, Rollout, Score, Verdict, present
 from . import grader, instructions, programs
 from .harmless import harmless
@@ -185,9 +185,10 @@ def coin(seed: int, step: int, rollout: Rollout) -> tuple[bool, float]:
 def rule(source: str) -> Rule:
     """The function that `path.py:function` names. Raises BadInput."""
     name, _, function = source.rpartition(":")
-    if not Path(name).is_file():
+    path = find(name)
+    if not path.is_file():
         raise BadInput(f"reward: {name}: no such file")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(present(spec))
     try:
         present(present(spec).loader).exec_module(module)
@@ -229,7 +230,7 @@ def _as_rule(function: Callable[..., Any]) -> Rule:
 
 def rule_digest(source: str) -> str:
     """What tells the file of a rule from another version of it."""
-    return digest(Path(source.rpartition(":")[0]).read_text(encoding="utf-8"))
+    return digest(find(source.rpartition(":")[0]).read_text(encoding="utf-8"))
 
 
 def ruled(source: str, rollout: Rollout) -> float:

@@ -68,10 +68,11 @@ class Search:
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=example.config.steps // 3),
         )  # fmt: skip
-        self._asked = digest([self.space, self.objective["metric"], self.objective["direction"]])
+        by_chance = ["random"] if d.tree.get("search") == "random" else []
+        self._asked = digest([self.space, self.objective["metric"], self.objective["direction"], *by_chance])
         if self.study.user_attrs.get("asked", self._asked) != self._asked:
             raise BadInput(
-                f"{self.folder / 'study.db'}: holds a search of another space or objective; choose another root with"
+                f"{self.folder / 'study.db'}: holds a search of another kind, space or objective; choose another root with"
                 " results=DIR"
             )
         self.runs: list[Run] = []

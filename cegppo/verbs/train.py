@@ -59,9 +59,11 @@ def run(options: argparse.Namespace) -> int:
         if source is None:
             resolved, origin = config.load(words[0], words[1:])
         else:
+            from ..evaluate import no_code_of_others
             from ..record import again
 
             resolved = again.config_again(source, words)
+            no_code_of_others(source, resolved, words, trains=True)
     if options.print_only:
         if ranks.rank() == 0:
             print(config.explain(resolved, origin))
