@@ -15,6 +15,7 @@ FAMILIES = {
     "map": "Where β matters: the regimes",
     "sides": "Either side alone, and clip-higher, in the regimes of the map",
     "again": "The coins again, on ten other seeds",
+    "stories_again": "The happy word again, on five other seeds",
     "stories": "A pretrained model, TinyStories-15M: with a coin, and rewarded for a happy word",
     "cliff": "Why the low side collapses",
     "family": "The family of methods, in two regimes",

@@ -13,7 +13,9 @@ from .lever import Foretold
 
 FOLDER, REFERENCE = "stories", "grpo"
 ARMS = [REFERENCE, "cegppo", "high", "low"]
-TITLES = {"coin": "The reward is a coin", "happy": "The reward is a happy word"}
+TITLES = {
+    "coin": "The reward is a coin", "happy": "The reward is a happy word", "happy_again": "A happy word, five other seeds",
+}  # fmt: skip
 BLOCKS = ("stories",)
 
 

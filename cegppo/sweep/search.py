@@ -72,8 +72,8 @@ class Search:
         self._asked = digest([self.space, self.objective["metric"], self.objective["direction"], *by_chance])
         if self.study.user_attrs.get("asked", self._asked) != self._asked:
             raise BadInput(
-                f"{self.folder / 'study.db'}: holds a search of another kind, space or objective; choose another root with"
-                " results=DIR"
+                f"{self.folder / 'study.db'}: holds a search of another kind, space or objective; choose another root"
+                " with results=DIR"
             )
         self.runs: list[Run] = []
         self._waiting: list[Run] = []
