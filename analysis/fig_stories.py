@@ -14,8 +14,10 @@ from .lever import Foretold
 FOLDER, REFERENCE = "stories", "grpo"
 ARMS = [REFERENCE, "cegppo", "high", "low"]
 TITLES = {
-    "coin": "The reward is a coin", "happy": "The reward is a happy word", "happy_again": "A happy word, five other seeds",
-}  # fmt: skip
+    "coin": "The reward is a coin",
+    "happy": "The reward is a happy word",
+    "happy_again": "A happy word, five other seeds",
+}
 BLOCKS = ("stories",)
 
 
