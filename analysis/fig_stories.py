@@ -13,31 +13,29 @@ from .lever import Foretold
 
 FOLDER, REFERENCE = "stories", "grpo"
 ARMS = [REFERENCE, "cegppo", "high", "low"]
-TITLES = {
-    "coin": "The reward is a coin",
-    "happy": "The reward is a happy word",
-    "happy_again": "A happy word, five other seeds",
-}
+HAPPY = ("happy", "happy_again")  # the same on other seeds
+REWARDS = {"coin": "coin", "happy": "happy word", "happy_again": "happy word, other seeds"}
 BLOCKS = ("stories",)
 
 
 def draw(results: Path) -> None:
     found, rows = load.arms_of(results / FOLDER, ARMS), forecasts(results)
-    figure, axes = plt.subplots(
-        1, len(found) + 1, figsize=(1.2 + 3.6 * (len(found) + 1), 3.6), constrained_layout=True, squeeze=False
-    )
     runs = {name: load.metrics(results / FOLDER, name, arms) for name, arms in found.items()}
-    for axis, (name, arms) in zip(axes[0], found.items()):
-        evolution.entropies(axis, runs[name], arms, TITLES.get(name, name))
-    top = max(axis.get_ylim()[1] for axis in axes[0][:-1])
-    for axis in axes[0][:-1]:
-        axis.set_ylim(0, top)
-    differences(axes[0][-1], rows)
-    style.legend(figure, len(ARMS), *axes[0][:-1])
-    all_runs = pd.concat(runs.values())
+    figure, axes = plt.subplots(1, 3, figsize=(12.4, 3.8), constrained_layout=True)
+    if "coin" in found:
+        evolution.entropies(axes[0], runs["coin"], found["coin"], "With a coin: policy entropy")
+    happy = [runs[name] for name in HAPPY if name in runs and evolution.recorded(runs[name], "reward/mean")]
+    if happy:
+        earned = pd.concat(happy)
+        for arm in ARMS[:2]:
+            evolution.each_seed(axes[1], earned[earned["arm"] == arm], "reward/mean", arm)
+        axes[1].set(title=f"With a happy word: reward, {evolution.seeds(earned)}", xlabel="step", ylabel="mean reward")
+    differences(axes[2], rows)
+    style.legend(figure, len(ARMS), *axes[:2])
+    counted = evolution.seeds(pd.concat(runs.values()))
     style.caption(
         figure,
-        f"TinyStories-15M, {evolution.seeds(all_runs)} an arm (thin: each; thick: their mean), moving average over"
+        f"TinyStories-15M, {counted} an arm (thin: each; thick: their mean), moving average over"
         f" {evolution.WINDOW} steps\nright: entropy of the last {evolution.WINDOW} steps less GRPO's, paired by seed,"
         " mean and 95 % t interval; open: foretold from GRPO's runs alone, first order",
     )
@@ -52,14 +50,16 @@ def forecasts(results: Path) -> dict[tuple[str, str], Foretold]:
 
 def differences(axis: plt.Axes, rows: dict[tuple[str, str], Foretold]) -> None:
     """Differences to GRPO, measured and foretold, a regime and arm a row."""
-    order = [(name, arm) for name in TITLES for arm in ARMS if (name, arm) in rows]
+    order = [(name, arm) for name in REWARDS for arm in ARMS if (name, arm) in rows]
     axis.axvline(0, color="black", linewidth=1)
     axis.axvspan(-lever.MATTERS, lever.MATTERS, color="#000000", alpha=0.06, linewidth=0)
     for y, key in zip(range(len(order), 0, -1), order):
         colour = style.look(key[1])[1]["color"]
         bar(axis, rows[key].measured, y, colour, "o", 6)
         bar(axis, rows[key].predicted, y + 0.3, "#777777", "D", 4, open_=True)
-    axis.set_yticks(range(len(order), 0, -1), [f"{style.look(arm)[0]}\n{name}" for name, arm in order], fontsize=8)
+    axis.set_yticks(
+        range(len(order), 0, -1), [f"{style.look(arm)[0]}\n{REWARDS[name]}" for name, arm in order], fontsize=8
+    )
     axis.set(title="Entropy less GRPO's, nats", ylim=(0.4, len(order) + 0.7))
 
 
