@@ -42,13 +42,10 @@ def lines(folder):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_lines(folder / "metrics.jsonl")]
 
 
-METHODS = [
-    pytest.param([f"method={m}"], marks=[pytest.mark.slow] * (m not in ("grpo", "ppo", "cegppo")), id=m)
-    for m in config.methods()
-]
+WAYS = {method: [f"method={method}"] for method in ("grpo", "ppo", "cegppo")} | OTHERS
 
 
-@pytest.mark.parametrize("given", [*METHODS, *[pytest.param(given, id=name) for name, given in OTHERS.items()]])
+@pytest.mark.parametrize("given", WAYS.values(), ids=list(WAYS))
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
     """Two steps that are looked at, with an evaluation and a checkpoint, and one from it on."""
@@ -65,6 +62,17 @@ def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
     for a, b in zip(there, here):
         for name, value in b.items():
             np.testing.assert_allclose(a[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({*config.methods()} - {*WAYS}))
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_every_other_method_steps_there(tiny, tmp_path, pretend, method):
+    given = [f"method={method}", "diagnostics.every=1", "model.device=cuda", f"run_dir={tmp_path / 'run'}"]
+    with pretend:
+        trainer = Trainer(config.load(tiny, given)[0])
+        trainer.begin()
+        assert np.isfinite(list(trainer.run_step().values())).all()
 
 
 def test_it_refuses_what_a_gpu_refuses():
