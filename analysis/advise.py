@@ -1,5 +1,6 @@
 """What another β would do to a run's entropy, by first order, from its own levers."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,22 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
 def _read(folder: Path) -> tuple[list[Path], pd.DataFrame]:
     """The runs in `folder`, a run's or an arm's, and their steps."""
     folders = [folder]
-    if not load.settings(folder):
+    if not load.meta(folder) and not (folder / "config.yaml").is_file():
         folders = [run for run in load.run_folders(folder.parent) if run.parent == folder]
-    frames = []
+    frames: list[pd.DataFrame] = []
+    damaged: list[load.Missing] = []
     for run in folders:
-        frame = load.run(run) if load.settings(run) else pd.DataFrame()
+        try:
+            with load.undamaged(run):
+                frame = load.run(run) if load.settings(run) else pd.DataFrame()
+        except load.Missing as error:
+            damaged.append(error)
+            print(f"left out, damaged: {error}", file=sys.stderr)
+            continue
         if not frame.empty:
             frames.append(frame.assign(seed=load.settings(run).get("seed", 0)))
+    if damaged and not frames:
+        raise damaged[0]
     if not frames:
         there = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         there += [run.parent.name for run in load.run_folders(folder.parent)]

@@ -10,7 +10,7 @@ from . import style
 NAMES = (
     "experiment", "arm", "seed", "results", "run_dir", "report", "wandb", "tensorboard", "grader", "diagnostics",
     "eval_every",
-    "checkpoint_every", "threads", "model.device", "update.micro_batch_tokens", "rollout.vllm",
+    "checkpoint_every", "checkpoint_keep", "threads", "model.device", "update.micro_batch_tokens", "rollout.vllm",
 )  # fmt: skip
 # What a method sets: said where arms of one method differ in it, else the method says it.
 OF_A_METHOD = (

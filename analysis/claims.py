@@ -15,23 +15,26 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from . import load, stats
+from . import broke, load, stats
 from .evolution import WINDOW, ends
 
+LOST = "_lost"  # the column of what the reference lost
 FILE = Path(__file__).resolve().parent.parent / "sweeps" / "claims.yaml"
 COMMON: dict[str, Any] = {
     "claim": str, "source": str, "stated": datetime, "experiment": str, "test": str, "metric": str, "window": str,
 }  # fmt: skip
-OPTIONAL = {"seeds": int, "seen": bool, "family": str}
+OPTIONAL = {"seeds": int, "seen": bool, "family": str, "rest": bool}
 NUMBER = (int, float)
 TESTS: dict[str, dict[str, tuple[Any, bool]]] = {  # keys that each test takes besides; True: must be there
     "difference": {"arm": (str, True), "than": (str, True), "expect": (str, True)},
     "trend": {"over": (dict, True), "expect": (str, True)},
     "no_worse": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, True)},
-    "within": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, True)},
+    "within": {"arm": (str, True), "than": (str, True), "margin": (NUMBER, False), "margin_share": (NUMBER, False)},
+    "share": {"arm": (str, True), "at_most": (NUMBER, False), "at_least": (NUMBER, False)},
     "bound": {"arm": (str, True), "than": (str, False), "at_most": (NUMBER, False), "at_least": (NUMBER, False)},
 }
-WINDOWS = {"benchmarks": ("last", "best"), "metric": ("last", "whole", "rise", "max")}
+BROKE = "broke"  # the metric of `share` (broke.py)
+WINDOWS = {"benchmarks": ("last", "best"), BROKE: ("last",), "metric": ("last", "whole", "rise", "max")}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Claim:
     over: dict[str, float] = field(default_factory=dict)
     expect: str = ""
     margin: float = 0.0
+    margin_share: float | None = None  # `within` has this or a margin
+    rest: bool = False  # of the seeds in which no run of the arms broke
     at_most: float | None = None  # a bound has one of the two
     at_least: float | None = None
 
@@ -72,7 +77,7 @@ class Claim:
             return "above", -self.margin
         if self.test == "within":
             return "within", self.margin
-        if self.test == "bound":
+        if self.test in ("bound", "share"):
             return ("below", self.at_most) if self.at_most is not None else ("above", self.at_least or 0.0)
         return self.expect, 0.0
 
@@ -140,13 +145,21 @@ def _claim(where: str, name: str, spec: dict, seeds: int) -> Claim:
     for key in (*COMMON, *(key for key, (_, must) in own.items() if must)):
         if key not in spec:
             refuse(f"'{key}' is missing")
-    windows = WINDOWS["benchmarks" if spec["metric"] == "benchmarks" else "metric"]
+    if (spec["test"] == "share") != (spec["metric"] == BROKE):
+        refuse(f"'metric' must be {BROKE} with test share, and with no other")
+    windows = WINDOWS[spec["metric"] if spec["metric"] in WINDOWS and spec["metric"] != "metric" else "metric"]
     if spec["window"] not in windows:
         refuse(f"'window' of {spec['metric']} must be one of {', '.join(windows)}, not '{spec['window']}'")
     if spec.get("expect", "above") not in ("above", "below"):
         refuse(f"'expect' must be above or below, not '{spec['expect']}'")
-    if spec["test"] == "bound" and ("at_most" in spec) == ("at_least" in spec):
+    if spec["test"] in ("bound", "share") and ("at_most" in spec) == ("at_least" in spec):
         refuse("takes at_most or at_least, one of them")
+    if spec["test"] == "within" and ("margin" in spec) == ("margin_share" in spec):
+        refuse("takes margin or margin_share, one of them")
+    if "margin_share" in spec and (spec["margin_share"] <= 0 or spec["metric"] == "benchmarks"):
+        refuse("'margin_share' must be above 0, of a metric that is logged every step")
+    if spec["test"] == "share" and spec.get("rest"):
+        refuse("'rest' leaves out the runs that 'share' counts")
     if spec.get("seeds", seeds) < 2 or spec.get("margin", 0) < 0:
         refuse("needs at least 2 seeds and a margin of at least 0")
     if spec["test"] == "trend" and (
@@ -162,11 +175,19 @@ def by_seed(results: Path, claim: Claim) -> pd.DataFrame:
     too few runs, or unfinished ones."""
     where, benchmarks = f"claim '{claim.name}'", claim.metric == "benchmarks"
     frame = (load.evaluations if benchmarks else load.metrics)(results, claim.experiment, claim.arms)
-    if not benchmarks and claim.metric not in frame:
+    if not benchmarks and claim.metric != BROKE and claim.metric not in frame:
         nearest = load.nearest(claim.metric, frame.columns)
         raise load.Unreadable(f"{where}: no metric '{claim.metric}' in {results / claim.experiment}{nearest}")
     load.refuse_unfinished(frame, results / claim.experiment)
-    table = pd.DataFrame({arm: statistic(frame[frame["arm"] == arm], claim) for arm in claim.arms})
+    of = {arm: frame[frame["arm"] == arm] for arm in claim.arms}
+    table = pd.DataFrame({arm: statistic(mine, claim) for arm, mine in of.items()})
+    if claim.margin_share is not None:  # what the reference lost, the same way
+        first, last = ends(of[claim.than], claim.metric)
+        table[LOST] = first - last
+    if claim.rest:
+        steps = frame if not benchmarks else load.metrics(results, claim.experiment, claim.arms)
+        broken = [broke.broke(steps[steps["arm"] == arm]) for arm in claim.arms]
+        table = table[[seed not in {s for one in broken for s in one.index[one]} for seed in table.index]]
     table = table.loc[
         table.index.isin(set.intersection(*(set(frame[frame["arm"] == arm]["seed"]) for arm in claim.arms)))
     ]
@@ -180,6 +201,8 @@ def by_seed(results: Path, claim: Claim) -> pd.DataFrame:
 def statistic(mine: pd.DataFrame, claim: Claim) -> pd.Series:
     """One number a run of an arm, by seed; a value that is not a number makes `max` infinite and
     the others NaN."""
+    if claim.metric == BROKE:
+        return broke.broke(mine)
     if claim.metric == "benchmarks":
         return load.at_checkpoint(mine, claim.window).groupby("seed")["accuracy"].mean()
     known = mine.assign(**{claim.metric: pd.to_numeric(mine[claim.metric], errors="coerce")})
@@ -218,7 +241,40 @@ def _first_end(meta: dict[str, Any]) -> datetime | None:
     return datetime.fromisoformat(end) if end else None
 
 
+def _share(claim: Claim, broken: pd.Series) -> Verdict:
+    """The share of runs that broke, by its Clopper–Pearson interval."""
+    wanted, bound = claim.target
+    value, low, high = broke.share(broken)
+    side = stats.side(low, high, bound)
+    verdict = "undecided" if side == "undecided" else "held" if side == wanted else "not held"
+    return Verdict(verdict, value, low, high, len(broken), stats.share_p(int(broken.sum()), len(broken), bound))
+
+
+def _within_share(claim: Claim, table: pd.DataFrame) -> Verdict:
+    """Whether the difference lies within ± a share of what the reference lost, both taken by seed,
+    so that the margin's own uncertainty counts: d + s·lost lies above 0 and d − s·lost below it.
+    Mean and interval are those of d."""
+    d, margin = table[claim.arm] - table[claim.than], (claim.margin_share or 0.0) * table[LOST]
+    if not np.isfinite(pd.concat([d, margin])).all():
+        return Verdict("undecided", np.nan, np.nan, np.nan, len(d))
+    above, below = d + margin, margin - d  # both positive: inside
+    intervals = [stats.mean_over_seeds(one) for one in (above, below)]
+    sides = [stats.side(*triple[1:]) for triple in intervals]
+    p = [stats.p_value(one) for one in (above, below)]
+    if sides == ["above", "above"]:
+        verdict, least = "held", max(p)
+    elif "below" in sides:
+        verdict, least = "not held", min(value for value, side in zip(p, sides) if side == "below")
+    else:
+        verdict, least = "undecided", max(p)
+    return Verdict(verdict, *stats.mean_over_seeds(d), len(d), least)
+
+
 def _verdict(claim: Claim, table: pd.DataFrame) -> Verdict:
+    if claim.test == "share":
+        return _share(claim, table[claim.arm].astype(bool))
+    if claim.margin_share is not None:
+        return _within_share(claim, table)
     if claim.test == "trend":
         values = stats.slope(table[list(claim.over)].to_numpy(), np.array(list(claim.over.values())))
     elif claim.ratio:
@@ -259,6 +315,9 @@ def describe(claim: Claim) -> str:
     """The test in a line: what is compared, of which metric and window, and where it is claimed
     to lie."""
     wanted, bound = claim.target
+    if claim.test == "share":
+        sign = "<" if wanted == "below" else ">"
+        return f"{claim.experiment}: share of {claim.arm}'s runs that broke; {sign} {bound:g}"
     what = {
         "last": f"{claim.metric}, last {WINDOW} steps" if claim.metric != "benchmarks" else "mean of benchmarks, last",
         "best": "mean of benchmarks, best",
@@ -268,4 +327,6 @@ def describe(claim: Claim) -> str:
     }[claim.window]
     pair = "slope over " + ", ".join(claim.over) if claim.over else f" {'/' if claim.ratio else '−'} ".join(claim.arms)
     sign = {"above": ">", "below": "<", "within": "within ±"}[wanted]
-    return f"{claim.experiment}: {pair}; {what}; {sign} {bound:g}"
+    reach = f"{bound:g}" if claim.margin_share is None else f"{claim.margin_share:.0%} of what {claim.than} lost"
+    rest = "; seeds in which no run broke" if claim.rest else ""
+    return f"{claim.experiment}: {pair}; {what}; {sign} {reach}{rest}"

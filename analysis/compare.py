@@ -3,14 +3,14 @@ figure of their courses. Live folders and packs alike."""
 
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from . import arms as naming
-from . import evolution, load, stats, style, tables
+from . import broke, evolution, load, stats, style, tables
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 LONGEST_NAME = 80  # of a file, without its ending
@@ -26,6 +26,7 @@ class Compared:
     tests: pd.DataFrame  # a row an evaluation and benchmark
     settings: dict[str, dict]  # by arm: the configuration of its first run
     notes: list[str]  # what was left out, in words
+    folders: list[Path] = field(default_factory=list)  # of the runs that are compared
 
     @property
     def arms(self) -> list[str]:
@@ -62,7 +63,7 @@ def _order(path: Path, seen: tuple[Path, ...] = ()) -> list[str]:
     if not path.is_file() or path in seen:
         return []
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # names are text
     except yaml.YAMLError as error:
         raise load.Unreadable(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("arms", {}), dict):
@@ -83,12 +84,24 @@ def compared(folders: list[Path], results: Path, order: list[str], to: str | Non
     """The runs in `folders` as arms in `order`, those that it does not name after them. Where some
     have finished, the others are left out; else all are read up to the step that each has. Raises
     Missing."""
-    frames = {folder: load.run(folder) for folder in folders}
+    asked_for, damaged = folders, list[str]()
+    frames, evaluated = dict[Path, pd.DataFrame](), dict[Path, pd.DataFrame]()
+    for folder in asked_for:
+        try:
+            with load.undamaged(folder):
+                load.settings(folder), load.meta(folder)
+                evaluated[folder] = load.evaluated(folder)
+                frames[folder] = load.run(folder)  # last: it says that all could be read
+        except load.Missing as error:
+            damaged.append(f"left out, damaged: {error}")
+    folders = list(frames)
+    if not folders:
+        raise load.Missing(damaged[0].removeprefix("left out, damaged: "))
     ended = {f for f in folders if load.meta(f).get("status", "finished") == "finished" and not frames[f].empty}
     kept = [folder for folder in folders if (folder in ended if ended else not frames[folder].empty)]
     if not kept:
         raise load.Missing(f"{folders[0].parent.parent}: none of {len(folders)} runs has recorded a step yet")
-    notes = [f"left out, not finished: {f} ({_state(f, frames[f])})" for f in folders if f not in kept]
+    notes = damaged + [f"left out, not finished: {f} ({_state(f, frames[f])})" for f in folders if f not in kept]
     placed = places(kept)
     names = list(dict.fromkeys(arm for arm, _ in placed.values()))
     names.sort(key=lambda arm: order.index(arm) if arm in order else len(order))
@@ -97,12 +110,15 @@ def compared(folders: list[Path], results: Path, order: list[str], to: str | Non
             raise load.Missing(f"no arm '{to}' among {', '.join(names)}{load.nearest(to, names)}")
         names = [to, *(name for name in names if name != to)]
     label = lambda frame, folder: frame.assign(arm=placed[folder][0], seed=placed[folder][1])
-    runs = pd.concat([label(frames[folder], folder) for folder in kept], ignore_index=True)
-    tests = pd.concat([label(load.evaluated(folder), folder) for folder in kept], ignore_index=True)
+    told = [label(frames[folder].dropna(axis="columns", how="all"), folder) for folder in kept]
+    runs = pd.concat(told, ignore_index=True)
+    tests = pd.concat([label(evaluated[folder], folder) for folder in kept], ignore_index=True)
     last = runs.groupby(["arm", "seed"])["step"].max()
     if last.nunique() > 1:
         notes.append(f"compared up to step {last.min()}, where {' seed '.join(map(str, last.idxmin()))} ends")
         runs = runs[runs["step"] <= last.min()]
+    if begins := sorted({origin["step"] for folder in kept if (origin := forked_from(folder))}):
+        notes.append(f"forks: up to step {', '.join(map(str, begins))} the lines are their parents'")
     if not tests.empty:
         tests = tests[tests["step"] <= last.min()]
         asked = [set(mine["benchmark"]) for _, mine in tests.groupby(["arm", "seed"])]
@@ -113,11 +129,11 @@ def compared(folders: list[Path], results: Path, order: list[str], to: str | Non
     first = {arm: next(f for f in kept if placed[f][0] == arm) for arm in names}
     if not name:
         experiments = list(dict.fromkeys(_experiment(folder, results) for folder in kept))
-        part = len(experiments) == 1 and set(load.run_folders(kept[0].parent.parent)) > set(folders)
+        part = len(experiments) == 1 and set(load.run_folders(kept[0].parent.parent)) > set(asked_for)
         name = ", ".join(experiments) + (f": {', '.join(names)}" if part else "")
     inside = kept[0].resolve().is_relative_to(results.resolve())
     root = results if inside else kept[0].parent.parent.parent
-    return Compared(name, root, runs, tests, {arm: load.settings(first[arm]) for arm in names}, notes)
+    return Compared(name, root, runs, tests, {arm: load.settings(first[arm]) for arm in names}, notes, kept)
 
 
 def _state(folder: Path, frame: pd.DataFrame) -> str:
@@ -133,22 +149,40 @@ def _experiment(folder: Path, results: Path) -> str:
         return sweep.name
 
 
-def places(folders: list[Path]) -> dict[Path, tuple[str, int]]:
+def places(folders: list[Path]) -> dict[Path, tuple[str, int | str]]:
     """(arm, seed) of each run, no two alike: by its folder, and by its configuration where that is
-    no <arm>/seed<k>; the experiment before the arm where several have one of that name."""
-    placed = {}
+    no <arm>/seed<k>; the experiment before the arm where several have one of that name.
+
+    Forks from several checkpoints pair by the parent's seed and the checkpoint: those of one change
+    are one arm ("grpo@*,loss.beta2=1"), and the seed says both ("0@20"). Raises Missing: beside
+    them stands a run that is no fork.
+    """
+    origins = {folder: origin for folder in folders if (origin := forked_from(folder))}
+    several = len({origin["step"] for origin in origins.values()}) > 1
+    if several and (whole := [folder for folder in folders if folder not in origins]):
+        raise load.Missing(f"forks from several checkpoints pair with each other, and {whole[0]} is no fork")
+    placed: dict[Path, tuple[str, int | str]] = {}
+    homes: dict[str, set[Path]] = {}
     for folder in folders:
         number = folder.name.removeprefix("seed")
-        settings = load.settings(folder)
         regular = folder.name.startswith("seed") and number.isdecimal()
-        placed[folder] = (folder.parent.name, int(number)) if regular else (folder.name, settings.get("seed", 0))
-    homes: dict[str, set[Path]] = {}
-    for folder, (arm, _) in placed.items():
-        homes.setdefault(arm, set()).add(folder.parent)
+        arm, seed = folder.parent.name if regular else folder.name, load.settings(folder).get("seed", 0)
+        seed = int(number) if regular else seed
+        if several:
+            step = origins[folder]["step"]
+            arm, seed = arm.replace(f"@{step}", "@*", 1), f"{seed}@{step}"
+        placed[folder] = (arm, seed)
+        homes.setdefault(arm, set()).add(folder.parent.parent if several else folder.parent)
     return {
         folder: (arm if len(homes[arm]) == 1 else str(folder.parent.parent.name) + "/" + arm, seed)
         for folder, (arm, seed) in placed.items()
     }
+
+
+def forked_from(folder: Path) -> dict:
+    """Where the run in `folder` was forked (docs/record.md); {} for a run that is no fork."""
+    origin = load.meta(folder).get("forked_from")
+    return origin if isinstance(origin, dict) and isinstance(origin.get("step"), int) else {}
 
 
 def write(c: Compared) -> str:
@@ -157,7 +191,7 @@ def write(c: Compared) -> str:
     looks = style.looks(labels)
     rewards = list(dict.fromkeys(naming.reward(tree) for tree in c.settings.values()))
     reward = rewards[0] if len(rewards) == 1 else "differs by arm"
-    title = f"{c.name} · reward: {reward}"
+    title = "\n".join(textwrap.wrap(f"{style.shown(c.name)} · reward: {style.shown(reward)}", 100))
     figure = evolution.panels(c.runs, c.tests, c.arms, looks.__getitem__, title)
     said = [
         f"{evolution.caption(c.runs, c.name)}; reward: {reward}",
@@ -201,6 +235,12 @@ def sections(c: Compared, looks: dict, reward: str) -> list[tables.Section]:
             evolution.table(c.runs, c.tests, c.arms, look),
         )
     ]
+    known = {arm: evolution.by_seed(c.runs, c.tests, arm) for arm in c.arms}
+    parted = broke.table(c.runs, known, {arm: looks[arm][0] for arm in c.arms})
+    if not parted.empty:
+        text = f"{broke.DEFINITION} Share with its Clopper–Pearson interval; of the rest mean [95 % t interval] (runs)"
+        text += " at the end; minus the first arm over the seeds in which neither broke."
+        made.append(tables.Section("Runs that broke, and the rest", text, parted))
     rows = evolution.differences(c.runs, c.tests, c.arms, look)
     if not rows.empty:
         text = "Mean over the seeds that both have [95 % t interval], from three pairs up. Holm's correction is over"
@@ -223,6 +263,10 @@ def _numbers(c: Compared, labels: dict[str, str]) -> pd.DataFrame:
     for arm in c.arms:
         for quantity, values in evolution.by_seed(c.runs, c.tests, arm).items():
             put("arm", arm, quantity, values)
+        if not (broken := broke.broke(c.runs[c.runs["arm"] == arm])).empty:
+            value, low, high = broke.share(broken)
+            counted = {"section": "arm", "arm": arm, "label": labels[arm], "quantity": "broke", "value": value}
+            rows.append(counted | {"low": low, "high": high, "seeds": len(broken)})
     for row in evolution.contrasts(c.runs, c.tests, c.arms).to_dict("records"):
         put(f"less {c.arms[0]}", row["arm"], row["quantity"], row["values"], p=row["p"], holm=row["holm"])
     order = ["section", "arm", "label", "quantity", "value", "low", "high", "p", "holm", "seeds"]

@@ -29,7 +29,7 @@ def draw(results: Path, experiment: str, arms: list[str]) -> None:
 def panels(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str], look: Look, title: str = "") -> plt.Figure:
     """Entropy, accuracy (where nothing was evaluated, the reward) and what is outside the clip,
     as far as they are recorded; `title` above the legend."""
-    sides = [key for key in ("clip/low", "clip/high") if recorded(runs, key)]
+    sides = [key for key in ("clip/low", "clip/high") if has(runs, key)]
     figure, axes = plt.subplots(
         1 + bool(sides), 2, figsize=(8.4, 5.8 if sides else 3.4), sharex=True, constrained_layout=True, squeeze=False
     )
@@ -40,7 +40,7 @@ def panels(runs: pd.DataFrame, tests: pd.DataFrame, arms: list[str], look: Look,
         axis.set(title=titles[key], ylabel="% of tokens", ylim=(0, None))
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    longest = max(len(look(arm)[0]) for arm in arms)
+    longest = max(len(style.shown(look(arm)[0])) for arm in arms)
     style.legend(figure, 3 if longest <= 32 else 2 if longest <= 50 else 1, axes[0][0], title=title)
     return figure
 
@@ -108,9 +108,16 @@ def over_steps(
     look: Look = style.look,
     within: tuple[float, float] = ANYWHERE,
 ) -> None:
-    """`scale` times the metric `key` of each arm, smoothed."""
+    """`scale` times the metric `key` of each arm, smoothed. An arm without a value of it has a line
+    in the legend alone. Raises Missing where no arm has one."""
+    if not has(runs, key):
+        raise load.Missing(f"no '{key}' in the runs of {', '.join(sorted(set(runs['arm'])))}")
     for arm in arms:
-        curve(axis, smooth(runs[runs["arm"] == arm], key) * scale, arm, look, within)
+        mine = runs[runs["arm"] == arm]
+        if has(mine, key):
+            curve(axis, smooth(mine, key) * scale, arm, look, within)
+        else:
+            axis.plot([], [], label=style.shown(look(arm)[0]), **look(arm)[1])
 
 
 def curve(
@@ -124,7 +131,7 @@ def curve(
     """The mean over seeds, with its interval as a band from three seeds up (cut to what values
     can be, `within`), and each seed as a thin line where there are two."""
     label, line = look(arm)
-    axis.plot(steps_by_seeds.mean(axis=1), **{"label": label, **line, **options})
+    axis.plot(steps_by_seeds.mean(axis=1), **{"label": style.shown(label), **line, **options})
     if steps_by_seeds.shape[1] >= INTERVAL:
         bounds = [stats.mean_over_seeds(row)[1:] for row in steps_by_seeds.to_numpy()]
         band = np.clip(np.transpose(bounds), *within)
@@ -140,7 +147,7 @@ def each_seed(axis: plt.Axes, runs: pd.DataFrame, key: str, arm: str) -> None:
     smoothed = smooth(runs, key)
     if smoothed.shape[1] > 1:
         axis.plot(smoothed, **line | {"linewidth": 0.7, "alpha": 0.6})
-    axis.plot(smoothed.mean(axis=1), label=label, **line | {"linewidth": 2.2})
+    axis.plot(smoothed.mean(axis=1), label=style.shown(label), **line | {"linewidth": 2.2})
 
 
 def entropies(axis: plt.Axes, runs: pd.DataFrame, arms: list[str], title: str) -> None:
@@ -157,7 +164,7 @@ def smooth(runs: pd.DataFrame, key: str) -> pd.DataFrame:
 
 def by_step(runs: pd.DataFrame, key: str) -> pd.DataFrame:
     """Steps × seeds of `key`, as recorded."""
-    if key not in runs or runs[key].isna().all():
+    if not has(runs, key):
         raise load.Missing(f"no '{key}' in the runs of {', '.join(sorted(set(runs['arm'])))}")
     return runs.pivot(index="step", columns="seed", values=key)
 
@@ -177,6 +184,11 @@ def accuracy_at(tests: pd.DataFrame, step: int) -> pd.Series:
 def recorded(runs: pd.DataFrame, key: str) -> bool:
     """Whether every arm has values of `key`."""
     return key in runs and bool(runs[key].notna().groupby(runs["arm"]).any().all())
+
+
+def has(runs: pd.DataFrame, key: str) -> bool:
+    """Whether any of `runs` has a value of `key`."""
+    return key in runs and bool(runs[key].notna().any())
 
 
 def last_evaluation(tests: pd.DataFrame) -> int | None:

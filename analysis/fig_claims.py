@@ -19,6 +19,8 @@ FAMILIES = {
     "stories": "A pretrained model, TinyStories-15M: with a coin, and rewarded for a happy word",
     "cliff": "Why the low side collapses",
     "family": "The family of methods, in two regimes",
+    "phase": "A true reward and longer steps, 60 steps",
+    "length": "A true reward over 300 steps",
 }
 VERDICTS = ("held", "not held", "undecided", "missing")
 

@@ -1,104 +1,73 @@
-"""The demo's question and its answer: does β decide the entropy, with a coin for a reward and with
-the task's? Reads the runs of sweeps/demo.yaml: GRPO, and CE-GPPO with the paper's β."""
+"""The demo's question and its answer: with a true reward and long steps, does β₁ decide whether a
+run survives? Reads the runs of sweeps/demo.yaml."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
-from . import evolution, ledger, lever, load, stats, style
+from . import broke, evolution, load, stats, style
 
 SWEEP = "demo"
-REWARDS = {"coin": "a coin for a reward, large step", "task": "the task's reward"}
-METHODS = {"grpo": "grpo", "cegppo": "cegppo"}  # and whose look it has
-ARMS = [f"{reward}_{method}" for reward in REWARDS for method in METHODS]
+ARMS = {"grpo": "GRPO", "beta_0.2_1": "β = (0.2, 1)", "beta_0.75_1": "CE-GPPO (0.75, 1)"}
+LOOKS = {"grpo": "grpo", "beta_0.2_1": "beta_0.25_1", "beta_0.75_1": "beta_1_0.75"}  # whose colours tell the arms apart
+PANELS = {"accuracy/mean": "Training accuracy", "entropy/mean": "Policy entropy, nats per token"}
 
 
 def draw(results: Path) -> None:
-    runs, tests = load.metrics(results, SWEEP, ARMS), load.evaluations(results, SWEEP, ARMS)
+    runs = load.metrics(results, SWEEP, list(ARMS))
     load.refuse_unfinished(runs, results / SWEEP)
-    found = {row.arm: row for row in lever.foretold(results) if row.sweep == SWEEP}
-    figure, axes = plt.subplots(1, 3, figsize=(11.8, 3.7), constrained_layout=True, width_ratios=(1, 1, 0.85))
-    for axis, (reward, title) in zip(axes, REWARDS.items()):
-        for method, look in METHODS.items():
-            evolution.each_seed(axis, runs[runs["arm"] == f"{reward}_{method}"], "entropy/mean", look)
-        axis.set(title=f"Entropy, {title}", xlabel="step", ylabel="nats per token")
-    bounds = np.array([axis.get_ylim() for axis in axes[:2]])
-    for axis in axes[:2]:
-        axis.set_ylim(bounds[:, 0].min(), bounds[:, 1].max())
-    differences(axes[2], found)
-    style.legend(figure, 5, axes[0], axes[2])
-    seeds = runs["seed"].nunique()
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(9.0, 3.6), constrained_layout=True)
+    for axis, (key, title) in zip(axes, PANELS.items()):
+        for arm, label in ARMS.items():
+            smoothed = evolution.smooth(runs[runs["arm"] == arm], key)
+            line = style.look(LOOKS[arm])[1]
+            axis.plot(smoothed, **line | {"linewidth": 0.7, "alpha": 0.6})
+            axis.plot(smoothed.mean(axis=1), label=label, **line | {"linewidth": 2.2})
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+    style.legend(figure, len(ARMS), axes[0])
     style.caption(
         figure,
-        f"testbed, {seeds} seed{'s' * (seeds > 1)} an arm (thin: each; thick: their mean), moving average over"
-        f" {evolution.WINDOW} steps; right: last {evolution.WINDOW} steps, paired by seed, mean and 95 % t interval;"
-        "\nforetold: from GRPO's runs alone, by first order (docs/entropy.md)",
+        f"testbed, true reward, 16 updates per step at 5e-4, {evolution.seeds(runs)} per arm (thin: each run; thick:"
+        f" their mean), moving average over {evolution.WINDOW} steps",
     )
     path = style.save(figure, results, SWEEP)
-    print(cells(runs, tests).to_string(index=False))
-    print("\nDoes β decide the entropy? Difference to GRPO at the end, nats:")
-    for arm in ARMS:
-        if arm in found:
-            reward, method = arm.split("_")
-            print(f"  {REWARDS[reward]:<31} {style.look(METHODS[method])[0]}: {answer(found[arm])}")
+    print(table(runs).to_string(index=False))
+    print("\nDoes β₁ decide whether a run survives? Accuracy in the last steps, minus GRPO's:")
+    for arm in list(ARMS)[1:]:
+        print(f"  {ARMS[arm]:<18}  {answer(runs, arm)}")
     print(f"\nfigure: {path}")
 
 
-def differences(axis: plt.Axes, found: dict[str, lever.Foretold]) -> None:
-    """What each arm came to against GRPO, and what was foretold, a row an arm."""
-    arms = [arm for arm in ARMS if arm in found][::-1]
-    for place, arm in enumerate(arms):
-        measured, foretold = found[arm].measured, found[arm].predicted
-        colour = style.look(METHODS[arm.split("_")[1]])[1]["color"]
-        for (mean, low, high), shift, shade, marker, label in (
-            (measured, -0.13, colour, "o", None),
-            (foretold, 0.17, "#777777", "D", "foretold"),
-        ):
-            axis.plot([low, high], [place + shift] * 2, color=shade)
-            axis.plot(mean, place + shift, marker=marker, color=shade, linestyle="none", label=label)
-    ends = np.abs([value for arm in arms for value in (*found[arm].measured, *found[arm].predicted)])
-    reach = 1.15 * ends[np.isfinite(ends)].max(initial=0.01)
-    axis.set_xlim(-reach, reach)
-    axis.axvline(0, color="black", linewidth=1)
-    names = [f"{arm.split('_')[0]}, {style.look(METHODS[arm.split('_')[1]])[0]}" for arm in arms]
-    axis.set_yticks(range(len(arms)), names)
-    axis.set(title="Less GRPO's at the end", xlabel="nats per token", ylim=(-0.6, len(arms) - 0.4))
+def last(runs: pd.DataFrame, arm: str, key: str) -> pd.Series:
+    """Mean of `key` over the last steps of an arm, by seed."""
+    return evolution.ends(runs[runs["arm"] == arm], key)[1]
 
 
-def answer(row: lever.Foretold) -> str:
-    """What was measured, what was foretold, and what may be said."""
-    show = lambda triple: ledger.show(triple, "{:+.3f}")
-    side = stats.side(*row.measured[1:])
-    if np.isnan(row.measured[1]):
+def answer(runs: pd.DataFrame, arm: str) -> str:
+    """The difference to GRPO with its interval, and what may be said of it."""
+    triple = stats.mean_over_seeds(stats.paired(last(runs, arm, "accuracy/mean"), last(runs, "grpo", "accuracy/mean")))
+    side = stats.side(*triple[1:])
+    if triple[1] != triple[1]:
         says = "one seed: no interval, so nothing is said"
-    elif side != "undecided":
-        says = f"yes: it {'raises' if side == 'above' else 'lowers'} it"
-    elif stats.band(*row.measured[1:], lever.MATTERS) == "within":
-        says = f"no: less than {lever.MATTERS} nats either way"
-    else:
+    elif side == "undecided":
         says = "undecided with these seeds"
-    return f"measured {show(row.measured)}, foretold {show(row.predicted)}. {says[0].upper()}{says[1:]}."
+    else:
+        says = f"yes: accuracy is {'higher' if side == 'above' else 'lower'}"
+    return f"{evolution.show(triple, signed=True)}. {says[0].upper()}{says[1:]}."
 
 
-def cells(runs: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per arm: accuracy and entropy at the ends, how many runs broke, what was clipped."""
     rows = []
-    for arm in ARMS:
-        reward, method = arm.split("_")
-        mine = runs[runs["arm"] == arm]
-        start, end = evolution.ends(mine, "entropy/mean")
-        seen = tests[tests["arm"] == arm]
-        score = [evolution.accuracy_at(seen, step).mean() for step in (0, seen["step"].max())]
-        rows.append(
-            {
-                "reward": reward,
-                "algorithm": style.look(METHODS[method])[0],
-                "entropy": f"{start.mean():.3f} → {end.mean():.3f}",
-                "accuracy": f"{score[0]:.3f} → {score[1]:.3f}",
-                "outside, low / high": f"{mine['clip/low'].mean():.2%} / {mine['clip/high'].mean():.2%}",
-                "length": f"{evolution.ends(mine, 'length/mean')[1].mean():.0f}",
-                "seeds": len(end),
-            }
-        )
+    for arm, label in ARMS.items():
+        of = runs[runs["arm"] == arm]
+        ends = {key: evolution.ends(of, key) for key in PANELS}
+        row = {"arm": label}
+        for key, name in (("accuracy/mean", "accuracy"), ("entropy/mean", "entropy")):
+            row[name] = f"{ends[key][0].mean():.2f} → {ends[key][1].mean():.2f}"
+        broken = broke.broke(of)
+        row["broke"] = f"{int(broken.sum())} of {len(broken)}" if len(broken) else ""
+        row["clipped below / above"] = f"{of['clip/low'].mean():.2%} / {of['clip/high'].mean():.2%}"
+        rows.append(row)
     return pd.DataFrame(rows)

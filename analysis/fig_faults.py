@@ -15,6 +15,7 @@ FAULTS = {
     "disk": "calls that failed, one or all from there on",
     "rivals": "the same command twice at once",
     "inputs": "strange inputs",
+    "foreign": "folders that somebody sent, made hostile",
 }
 
 

@@ -11,7 +11,7 @@ BOXES = {  # left, text, what it costs
     "probe": (0.0, "probe batch\nfixed responses", "∇H: one backward pass"),
     "optimizer": (2.75, "optimizer\nΔθ = D ∘ g + momentum", "D: read off AdamW's state"),
     "direction": (5.5, "direction\nd = D ∘ ∇H", "one vector like θ"),
-    "tokens": (8.25, "all tokens of the update\nlog π at θ + εd and θ − εd", "J = difference / 2ε: two forward passes"),
+    "tokens": (8.25, "all tokens of the update\nlog π carried along d", "J: one pass in forward mode"),
 }
 SUMS = (
     "by class: PA&HP, PA&LP, NA&HP, NA&LP",
@@ -42,7 +42,7 @@ def draw(results: Path) -> None:
 
 def box(axis: plt.Axes, left: float, bottom: float, text: str, colour: str, width: float = 2.2) -> None:
     axis.add_patch(plt.Rectangle((left, bottom), width, 0.8, facecolor=colour, edgecolor="#333333", linewidth=0.8))
-    axis.text(left + width / 2, bottom + 0.4, text, ha="center", va="center", fontsize=9)
+    axis.text(left + width / 2, bottom + 0.4, text, ha="center", va="center", fontsize=9, parse_math=True)
 
 
 def arrow(axis: plt.Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -6,6 +6,7 @@ loss without β, and at β first order says (β − β⁰) · L a step, at once.
 policy becomes under another β: that is what first order leaves out.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,22 +160,19 @@ class Foretold:
 
 def foretold(results: Path) -> list[Foretold]:
     """Every arm of the loss `cegppo` that stands in a sweep under `results` beside an arm of
-    `ppo_clip` with levers and the same configuration otherwise."""
-    made = []
+    `ppo_clip` with levers and the same configuration otherwise. A damaged run is left out, with a
+    line on standard error."""
+    made: list[Foretold] = []
     for sweep in load.sweeps(results):
-        arms: dict[str, list[Path]] = {}
-        for folder in load.run_folders(sweep):
-            arms.setdefault(folder.parent.name, []).append(folder)
+        arms = _intact(sweep)
         first = {arm: load.settings(folders[0]) for arm, folders in arms.items()}
         names = {arm: settings.get("loss", {}).get("name") for arm, settings in first.items()}
         references = [arm for arm, name in names.items() if name == "ppo_clip"]
         references = [arm for arm in references if read(load.run(arms[arm][0]), "ledger/lever") is not None]
         pairs = [(r, arm) for r in references for arm in names if names[arm] == "cegppo" and same(first[arm], first[r])]
-        if not pairs:
-            continue
-        runs = load.metrics(sweep.parent, sweep.name, sorted({arm for pair in pairs for arm in pair}))
+        frame = {arm: _of_arm(arms[arm]) for arm in dict.fromkeys(arm for pair in pairs for arm in pair)}
         for reference, arm in pairs:
-            theirs, ours = (runs[runs["arm"] == name] for name in (arm, reference))
+            theirs, ours = frame[arm], frame[reference]
             levers, found = read(ours, "ledger/lever"), measured(theirs, ours)
             if found is None or levers is None:
                 continue
@@ -185,6 +183,31 @@ def foretold(results: Path) -> list[Foretold]:
             common = len(set(theirs["seed"]) & set(ours["seed"]))
             made.append(Foretold(str(sweep.relative_to(results)), reference, arm, beta_2, predicted, found, common))
     return made
+
+
+def _intact(sweep: Path) -> dict[str, list[Path]]:
+    """The runs of `sweep` by arm, those whose record can be read; a line for each other."""
+    arms: dict[str, list[Path]] = {}
+    try:
+        folders = load.run_folders(sweep)
+    except load.Missing as error:
+        folders = []
+        print(f"left out, damaged: {error}", file=sys.stderr)
+    for folder in folders:
+        try:
+            with load.undamaged(folder):
+                load.run(folder), load.settings(folder)
+        except load.Missing as error:
+            print(f"left out, damaged: {error}", file=sys.stderr)
+        else:
+            arms.setdefault(folder.parent.name, []).append(folder)
+    return arms
+
+
+def _of_arm(folders: list[Path]) -> pd.DataFrame:
+    """The steps of an arm's runs, with their arm and seed."""
+    frames = [load.run(f).assign(arm=f.parent.name, seed=int(f.name.removeprefix("seed"))) for f in folders]
+    return pd.concat([frame for frame in frames if not frame.empty] or frames, ignore_index=True)
 
 
 def same(one: dict, other: dict) -> bool:

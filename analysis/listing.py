@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,35 @@ UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 def text(folder: Path) -> str:
     """A line an arm of everything under `folder`, or a line a run where it is a sweep, an arm or a
-    run. Raises Missing."""
-    now = time.time()
+    run; then a line for each record that is damaged. Raises Missing: there is no run."""
+    now, damaged = time.time(), list[str]()
     if found := load.runs_at(folder):
-        rows = [[str(run), *_columns([_facts(run, now)])] for run in found]
-        return _aligned([["run", "state", "step", "score", "age", "kept"], *rows])
+        rows = [[str(run), *_columns([_facts(run, now, damaged)])] for run in found]
+        return _aligned([["run", "state", "step", "score", "age", "kept"], *rows], damaged)
     by_arm: dict[Path, list[dict[str, Any]]] = {}
     for sweep in load.sweeps(folder):
-        for run in load.run_folders(sweep):
-            by_arm.setdefault(run.parent, []).append(_facts(run, now))
-    if not by_arm:
+        try:
+            runs_of_sweep = load.run_folders(sweep)
+        except load.Missing as error:
+            damaged.append(f"damaged: {error}")
+            continue
+        for run in runs_of_sweep:
+            by_arm.setdefault(run.parent, []).append(_facts(run, now, damaged))
+    if not by_arm and not damaged:
         raise load.Missing(f"{folder}: no runs there (<experiment>/<arm>/seed<k>)")
     rows = [[str(arm.relative_to(folder)), str(len(runs)), *_columns(runs)] for arm, runs in by_arm.items()]
-    return _aligned([["arm", "runs", "state", "step", "score", "age", "kept"], *rows])
+    return _aligned([["arm", "runs", "state", "step", "score", "age", "kept"], *rows], damaged)
 
 
-def _facts(folder: Path, now: float) -> dict[str, Any]:
-    """state, step, steps asked for, score, seconds since its last sign of life, kept how. Raises
-    Missing: its record is damaged."""
-    with load.undamaged(folder):
-        return _read(folder, now)
+def _facts(folder: Path, now: float, damaged: list[str]) -> dict[str, Any]:
+    """state, step, steps asked for, score, seconds since its last sign of life, kept how. Of a
+    damaged record these are empty, and `damaged` gets a line that says what is wrong."""
+    try:
+        with load.undamaged(folder):
+            return _read(folder, now)
+    except load.Missing as error:
+        damaged.append(f"damaged: {error}")
+        return {"state": "damaged", "step": 0, "steps": None, "score": None, "age": None, "kept": "live"}
 
 
 def _read(folder: Path, now: float) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def _read(folder: Path, now: float) -> dict[str, Any]:
     return {
         "state": state,
         "step": step,
-        "steps": settings.get("steps"),
+        "steps": steps if isinstance(steps := settings.get("steps"), int) else None,
         "score": _score(folder),
         "age": age,
         "kept": "live" if live else "packed",
@@ -94,9 +103,10 @@ def ago(seconds: float) -> str:
     return next((f"{int(seconds // size)} {unit}" for unit, size in UNITS if seconds >= size), "0 s")
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[n]) for row in rows if len(row[n]) <= WIDEST) for n in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+def _aligned(rows: list[list[str]], below: Sequence[str] = ()) -> str:
+    widths = [max((len(row[n]) for row in rows if len(row[n]) <= WIDEST), default=0) for n in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *below])
 
 
 def settings(folder: Path) -> dict[str, Any]:

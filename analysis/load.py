@@ -20,7 +20,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import pack, stats
+from cegppo.record import files, names, pack, tables
+from cegppo.record.files import BadInput
+
+from . import stats
+
+META = 2**26  # bytes of a meta.json or config.yaml
+LARGEST = 2**63  # of any whole number that is recorded
+MOST_SAMPLES = 100_000  # of a problem
 
 
 class Missing(Exception):
@@ -35,6 +42,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean …?' or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What the package calls BadInput is Unreadable here."""
+    try:
+        yield
+    except BadInput as error:
+        raise Unreadable(str(error)) from None
 
 
 @contextmanager
@@ -60,36 +76,47 @@ def undamaged(folder: Path) -> Iterator[None]:
 
 def rows(path: Path) -> list[dict]:
     """The complete lines of a JSONL file (a running process may be writing the next one)."""
-    made = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise Unreadable(f"{path}: line {number} is damaged (no JSON object)")
-        made.append(row)
-    return made
+    with _readable():
+        return files.read_lines(path)
 
 
 def _packed(folder: Path) -> dict | None:
     """The pack's line of the run in `folder`; None for a live run, or where there is none."""
     if (folder / "meta.json").is_file():
         return None
-    return pack.runs(folder.parent.parent).get(f"{folder.parent.name}/{folder.name}")
+    return _runs(folder.parent.parent).get(pack.name_of(folder))
+
+
+def _runs(sweep: Path) -> dict[str, dict]:
+    """The lines of a sweep's pack by arm/seed<k>; {} when there is no pack."""
+    with _readable():
+        return pack.runs(sweep)
+
+
+def _kept(path: Path) -> dict[str, list[dict]]:
+    """The lines of a pack's parquet file by arm/seed<k>."""
+    with _readable():
+        return pack.lines(path)
 
 
 def run_folders(sweep: Path) -> list[Path]:
     """The folders of a sweep's runs, live or in its pack (then there need not be a folder)."""
-    live = [folder for folder in sweep.glob("*/seed*") if folder.name.removeprefix("seed").isdecimal()]
-    return sorted({*live, *(sweep / name for name in pack.runs(sweep))})
+    live = [folder for folder in sweep.glob("*/seed*") if names.seed_of(folder.name) is not None]
+    return sorted({*live, *(sweep / name for name in _runs(sweep))})
 
 
 def sweeps(results: Path) -> list[Path]:
-    """The folders under `results` that hold runs: a sweep's, or a sweep's in one of several
-    experiments (map/coin)."""
+    """The folders under `results` that hold runs, or a pack that cannot be read: a sweep's, or a
+    sweep's in one of several experiments (map/coin)."""
     folders = (path for depth in ("*", "*/*") for path in results.glob(depth) if path.is_dir())
-    return sorted(path for path in folders if run_folders(path))
+    return sorted(path for path in folders if _holds_runs(path))
+
+
+def _holds_runs(sweep: Path) -> bool:
+    try:
+        return bool(run_folders(sweep))
+    except Missing:
+        return True
 
 
 def regimes(root: Path) -> list[Path]:
@@ -110,7 +137,7 @@ def arms_of(root: Path, arms: list[str]) -> dict[str, list[str]]:
 
 def runs_at(path: Path) -> list[Path]:
     """The folders of the runs that `path` is: a run, an arm, or a sweep; [] for none."""
-    if meta(path) or any((path / name).is_file() for name in ("foreign.yaml", "metrics.jsonl")):
+    if _packed(path) or any((path / name).is_file() for name in ("meta.json", "foreign.yaml", "metrics.jsonl")):
         return [path]
     return [folder for folder in run_folders(path.parent) if folder.parent == path] or run_folders(path)
 
@@ -123,7 +150,8 @@ def meta(folder: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        made = json.loads(path.read_bytes())
+        with _readable():
+            made = json.loads(files.read_bytes(path, META))
     except (ValueError, RecursionError):
         made = None
     if not isinstance(made, dict):
@@ -136,21 +164,23 @@ def config(folder: Path) -> str:
     if line := _packed(folder):
         return yaml.safe_dump(line["config"], sort_keys=False, allow_unicode=True)
     path = folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    with _readable():
+        return files.read_bytes(path, META).decode() if path.is_file() else ""
 
 
 def _lines(folder: Path, live: str, kept: str, seen: tuple[Path, ...] = ()) -> list[dict]:
     """The lines of the run in `folder`, or of the run that it was taken from. Raises Missing when
     that is gone."""
     if _packed(folder):
-        sweep, name = folder.parent.parent, f"{folder.parent.name}/{folder.name}"
-        own = pack.lines(sweep / kept).get(name, []) if name in pack.lines(sweep / pack.METRICS) else None
+        sweep, name = folder.parent.parent, pack.name_of(folder)
+        own = _kept(sweep / kept).get(name, []) if name in _kept(sweep / pack.METRICS) else None
     else:
         own = rows(folder / live) if (folder / "metrics.jsonl").is_file() else None
     taken = meta(folder).get("taken_from") if own is None else None
     if not taken:
         return own or []
-    there = folder.parent.parent.parent / Path(*Path(taken).parts[-3:])  # the root may have moved
+    with _readable():
+        there = names.run_beside(folder, taken)
     if there in seen or not meta(there):
         raise Missing(f"{folder} was taken from {there}, which is not there any more")
     steps = meta(folder).get("steps", 0)  # that run may have gone on since
@@ -175,9 +205,19 @@ def _load(results: Path, experiment: str, arms: list[str], read: Callable[[Path]
 
 
 def run(folder: Path) -> pd.DataFrame:
-    """One row a step of the run in `folder`."""
+    """One row a step of the run in `folder`. Raises Missing."""
     foreign = foreign_run(folder)
-    return pd.DataFrame(_lines(folder, "metrics.jsonl", pack.METRICS)) if foreign is None else foreign[0]
+    if foreign is not None:
+        return foreign[0]
+    lines = _lines(folder, "metrics.jsonl", pack.METRICS)
+    for row in lines:
+        for key, value in row.items():
+            fits = value is None or isinstance(value, float) or isinstance(value, int) and abs(value) < LARGEST
+            if not fits:
+                raise Unreadable(f"{folder}: '{key}' at step {row.get('step')!r:.40} is {value!r:.40}, no number")
+        if not isinstance(row.get("step"), int):
+            raise Unreadable(f"{folder}: a line has no whole number as its step")
+    return pd.DataFrame(lines)
 
 
 def tests(folder: Path) -> pd.DataFrame:
@@ -191,6 +231,11 @@ def evaluated(folder: Path) -> pd.DataFrame:
     if foreign is not None:
         return foreign[1]
     lines = _lines(folder, "eval.jsonl", pack.EVALUATIONS)
+    for row in lines:
+        k, correct = row["k"], row["correct"]
+        right = isinstance(correct, list) and all(isinstance(c, int) and 0 <= c <= k for c in correct)
+        if not isinstance(row["step"], int) or not isinstance(k, int) or not 0 < k <= MOST_SAMPLES or not right:
+            raise Unreadable(f"{folder}: an evaluation has k = {k!r:.40} and not as many samples right at most")
     return pd.DataFrame([{**row, "accuracy": stats.avg_at_k(row["k"], row["correct"])} for row in lines])
 
 
@@ -226,8 +271,8 @@ def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     if not path.is_file():
         return None
     spec = _column_map(path)
-    files = spec["file"] if isinstance(spec["file"], list) else [spec["file"]]
-    log = pd.concat([_read(path, spec["format"], folder / name) for name in files])
+    logs = spec["file"] if isinstance(spec["file"], list) else [spec["file"]]
+    log = pd.concat([_read(path, spec["format"], _inside(path, name)) for name in logs])
     # A resumed run logs a step again, and training and validation of a step may be two rows: the
     # last value of each column counts.
     log = log.groupby("step", as_index=False).last()
@@ -235,7 +280,7 @@ def foreign_run(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame] | None:
     made = {name: made if isinstance(made, dict) else {"of": made} for name, made in columns.items()}
     for theirs in (*(made[name][key] for name in made for key in ("of", "over") if key in made[name]), *tests.values()):
         if theirs not in log:
-            raise Unreadable(f"{path}: {', '.join(files)} has no '{theirs}'{nearest(str(theirs), log.columns)}")
+            raise Unreadable(f"{path}: {', '.join(logs)} has no '{theirs}'{nearest(str(theirs), log.columns)}")
     metrics = pd.DataFrame({"step": log["step"], **{name: _column(log, **made[name]) for name in made}})
     of = lambda key, name: spec[key][name] if isinstance(spec[key], dict) else spec[key]
     accuracy = [
@@ -267,8 +312,11 @@ def _column_map(path: Path) -> dict:
         "n": (int, dict),
     }
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        with _readable():
+            text = files.read_bytes(path, META).decode()
+            files.refuse_aliases(text, path)
+        spec = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise Unreadable(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(spec, dict):
         raise Unreadable(f"{path}: needs keys {', '.join(kinds)}")
@@ -289,6 +337,14 @@ def _column_map(path: Path) -> dict:
     if spec["format"] not in READERS:
         raise Unreadable(f"{path}: unknown format '{spec['format']}'{nearest(spec['format'], READERS)}")
     return spec
+
+
+def _inside(path: Path, name: Any) -> Path:
+    """The log `name` of foreign.yaml `path`, which lies in its folder. Raises Unreadable."""
+    file = path.parent / str(name)
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise Unreadable(f"{path}: 'file' names a log in this folder, not {str(name)!r:.80}")
+    return file
 
 
 def _read(path: Path, kind: str, file: Path) -> pd.DataFrame:
@@ -359,7 +415,14 @@ def settings(folder: Path) -> dict[str, Any]:
     """The configuration of the run in `folder`; {} when there is none."""
     if line := _packed(folder):
         return line["config"]
-    value = yaml.safe_load(config(folder) or "{}")
+    text = config(folder)
+    with _readable():
+        files.refuse_aliases(text, folder / "config.yaml")
+    try:
+        value = yaml.safe_load(text or "{}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = getattr(error, "problem", None) or type(error).__name__
+        raise Unreadable(f"{folder / 'config.yaml'}: not valid YAML ({' '.join(str(why).split())[:200]})") from None
     return value if isinstance(value, dict) else {}
 
 
@@ -385,7 +448,25 @@ def tokens(folder: Path, step: int | None = None) -> pd.DataFrame:
     records = sorted((folder / "tokens").glob("step*.parquet" if step is None else f"step{step:06}.parquet"))
     if not records:
         raise Missing(f"no token record{'' if step is None else f' of step {step}'} in {folder / 'tokens'}")
-    return pd.read_parquet(records[0])
+    return read_tokens(records[0])
+
+
+def read_tokens(path: Path) -> pd.DataFrame:
+    """A token record. Raises Unreadable."""
+    with _readable():
+        frame = pd.DataFrame(tables.read(path))
+    for name, column in frame.items():
+        if column.dtype == object and not any(isinstance(value, (str, bytes)) for value in column):
+            frame[name] = column.astype(float)  # numbers beside nulls
+    return frame
+
+
+def token_rows(path: Path) -> int | None:
+    """How many tokens a record holds; None for one that cannot be read."""
+    try:
+        return tables.rows(path)
+    except BadInput:
+        return None
 
 
 def has_seen(folder: Path) -> bool:

@@ -50,7 +50,7 @@ def gather(runs: dict[str, Path], budget: int) -> dict[str, Any]:
 
 def _chosen(records: dict[int, Path], budget: int) -> tuple[list[pd.DataFrame], int, list[str]]:
     """(a frame a step that is shown, tokens recorded in all steps, steps that cannot be read)."""
-    counts = {step: _rows(path) for step, path in records.items()}
+    counts = {step: load.token_rows(path) for step, path in records.items()}
     unread = [f"{records[step]}: damaged, left out" for step, count in counts.items() if count is None]
     steps = [step for step, count in counts.items() if count]
     recorded = sum(count for count in counts.values() if count)
@@ -65,18 +65,9 @@ def _chosen(records: dict[int, Path], budget: int) -> tuple[list[pd.DataFrame], 
     return frames, recorded, unread
 
 
-def _rows(path: Path) -> int | None:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).metadata.num_rows
-    except (OSError, ValueError):
-        return None
-
-
 def _read(path: Path) -> pd.DataFrame:
     """A token record in its order, a response after the other, with every column that is shown."""
-    frame = pd.read_parquet(path)
+    frame = load.read_tokens(path)
     numbers = ("prob", "ratio", *NUMBERS, "reward")
     texts = {"class": "none", "side": "inside", "verdict": "", "prompt": "", "answer": ""}
     frame = frame.assign(**{name: np.nan for name in numbers if name not in frame})

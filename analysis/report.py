@@ -5,9 +5,10 @@ run_page.py and sweep_page.py gather what is shown, curves.py and microscope.py 
 embed.py makes the file, page/ is what a browser runs. docs/page.md says what a reader sees.
 """
 
-import os
 from pathlib import Path
 from typing import Any
+
+from cegppo.record.files import whole
 
 from . import compare, curves, embed, evolution, load, microscope, run_page, sweep_page
 from .run_page import Shown
@@ -39,10 +40,8 @@ def _save(folder: Path, shown: Shown, largest: int) -> Path:
         share /= 2
     path = folder / NAME
     path.parent.mkdir(parents=True, exist_ok=True)  # a run in a pack may have no folder
-    unfinished = folder / f".{NAME}.unfinished"
-    unfinished.unlink(missing_ok=True)  # a link would be followed
-    unfinished.write_bytes(page)
-    os.replace(unfinished, path)
+    with whole(path) as unfinished:
+        unfinished.write_bytes(page)
     return path
 
 

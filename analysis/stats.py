@@ -13,6 +13,7 @@ interquartile mean, whose interval at five seeds is therefore too narrow as well
 """
 
 from collections.abc import Callable, Sequence
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -110,6 +111,35 @@ def p_value(values: np.ndarray | pd.Series, bound: float = 0.0, inside: bool = F
     mean, error = float(values.mean()), float(values.std(ddof=1)) / np.sqrt(len(values))
     distance = abs(bound - (abs(mean) if inside else mean))
     return float(distance == 0) if error == 0 else t_outside(distance / error, len(values) - 1)
+
+
+def clopper_pearson(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """(low, high) of a share of which `count` of `n` were seen: the exact interval (Clopper and
+    Pearson 1934), which covers at least `level`."""
+    tail = (1 - level) / 2
+    low = 0.0 if count == 0 else _root(lambda p: 1 - _at_most(count - 1, n, p) - tail)
+    high = 1.0 if count == n else _root(lambda p: tail - _at_most(count, n, p))
+    return low, high
+
+
+def share_p(count: int, n: int, bound: float) -> float:
+    """The least α whose 1 − α Clopper–Pearson interval decides on which side of `bound` the share
+    lies."""
+    return min(1.0, 2 * min(_at_most(count, n, bound), 1 - _at_most(count - 1, n, bound)))
+
+
+def _at_most(count: int, n: int, p: float) -> float:
+    """P(X ≤ count) of a binomial X."""
+    return float(sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(count + 1)))
+
+
+def _root(rises: Callable[[float], float]) -> float:
+    """Where a function that rises over [0, 1] is 0."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) < 0 else (low, middle)
+    return low
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

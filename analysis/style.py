@@ -1,11 +1,15 @@
 """One look for every figure: a colour and a line style an algorithm, legible in print and in
 grey."""
 
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from PIL import Image
+
+from cegppo.record.files import subfolder, whole
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -48,6 +52,7 @@ LOOK = {
 # yellow, too pale for a line). Seven colours and five dashes: a look comes again after 35 arms.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (7, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+LONGEST = 80  # characters of a label in a figure
 # Token classes: blue for A > 0, rust and hatched for A < 0; dark for probable tokens, pale for
 # improbable ones.
 CLASSES = {
@@ -70,6 +75,7 @@ plt.rcParams.update(
         "lines.linewidth": 1.6,
         "hatch.linewidth": 0.4,
         "axes.labelpad": 6,
+        "text.parse_math": False,  # names may hold any $
         "svg.hashsalt": "cegppo",  # the same file from the same data
     }
 )
@@ -97,6 +103,15 @@ def looks(labels: dict[str, str]) -> dict[str, tuple[str, dict]]:
     return {arm: (label, dict(zip(("color", "linestyle"), made[arm]))) for arm, label in labels.items()}
 
 
+def shown(label: str) -> str:
+    """`label` as a figure can show it: on one line, not too long, and not hidden by matplotlib,
+    which leaves what begins with _ out of a legend."""
+    text = re.sub(r"[\s\x00-\x1f\x7f]+", " ", label)
+    if len(text) > LONGEST:  # two that begin alike stay two
+        text = f"{text[: LONGEST - 10]}… [{zlib.crc32(label.encode()):08x}]"
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
 def area(key: str) -> dict:
     """Fill of a token class."""
     return {**CLASSES[key], "edgecolor": "white", "linewidth": 0}
@@ -121,13 +136,14 @@ def legend(figure: plt.Figure, columns: int, *axes: plt.Axes, title: str = "") -
 
 def save(figure: plt.Figure, results: Path, name: str) -> Path:
     """Write <results>/figures/<name>.svg and .png; the path of the PNG."""
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    folder = subfolder(results / "figures")
+    with whole(folder / f"{name}.svg") as unfinished:
+        figure.savefig(unfinished, format="svg", metadata={"Date": None})
     path = folder / f"{name}.png"
-    figure.savefig(path)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+        with Image.open(unfinished) as drawn:  # 256 colours are plenty for lines and bands, and a third of the bytes
+            made = drawn.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        made.save(unfinished, format="png", optimize=True)
     plt.close(figure)
-    with Image.open(path) as drawn:  # 256 colours are plenty for lines and bands, and a third of the bytes
-        made = drawn.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    made.save(path, optimize=True)
     return path

@@ -16,7 +16,7 @@ def shown(folders: list[Path], results: Path, order: list[str]) -> Shown:
     c = compare.compared(folders, results, order)
     labels = naming.labels(c.settings)
     looks = style.looks(labels)
-    place = {at: folder for folder, at in compare.places(folders).items()}
+    place = {at: folder for folder, at in compare.places(c.folders).items()}
     lines, folder_of, found = {}, {}, {}
     for arm in c.arms:
         for seed, metrics in c.runs[c.runs["arm"] == arm].groupby("seed"):

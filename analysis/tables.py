@@ -2,17 +2,24 @@
 compute with."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from cegppo.record.files import printable, subfolder, whole, write_whole
+
 SPECIAL = str.maketrans(
     {
-        "%": r"\%",
-        "&": r"\&",
-        "_": r"\_",
-        "#": r"\#",
+        **{mark: "\\" + mark for mark in "%&_#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\n": " ",
         "−": "$-$",
         "β": r"$\beta$",
         "†": r"\dag{}",
@@ -21,6 +28,8 @@ SPECIAL = str.maketrans(
         "”": "''",
     }
 )
+# What Markdown would read as something else; `<` only where a tag could begin.
+MARKS = re.compile(r"[\\|$`]|<(?=[A-Za-z/!])")
 
 
 @dataclass(frozen=True)
@@ -49,30 +58,52 @@ def interval(mean: float | None, low: float | None, high: float | None, *, form:
 def save(results: Path, name: str, sections: list[Section], numbers: pd.DataFrame, latex: bool = True) -> Path:
     """Write <results>/figures/<name>.md, .csv (`numbers`) and, unless `latex` is off, .tex; the
     path of the Markdown."""
-    folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text("\n".join(_markdown(section) for section in sections), encoding="utf-8")
-    numbers.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    folder = subfolder(results / "figures")
+    write_whole(folder / f"{name}.md", "\n".join(_markdown(section) for section in sections))
+    with whole(folder / f"{name}.csv") as unfinished:
+        numbers.map(_cell).rename(columns=_cell).to_csv(
+            unfinished, index=False, float_format="%.6g", lineterminator="\n"
+        )
     if latex:
-        (folder / f"{name}.tex").write_text("\n".join(_latex(section) for section in sections), encoding="utf-8")
+        write_whole(folder / f"{name}.tex", "\n".join(_latex(section) for section in sections))
     return folder / f"{name}.md"
 
 
+def _plain(text: object) -> str:
+    """A cell in one line, without control characters."""
+    return printable(str(text), keep="")
+
+
+def _cell(value: object) -> object:
+    """A cell of a CSV file that a spreadsheet takes for a text, not for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = _plain(value)
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return text
+
+
 def _lines(cells: pd.DataFrame) -> list[list[str]]:
-    return [list(map(str, cells.columns)), *([str(cell) for cell in row] for row in cells.to_numpy())]
+    return [list(map(_plain, cells.columns)), *(list(map(_plain, row)) for row in cells.to_numpy())]
 
 
 def _markdown(section: Section) -> str:
-    head, *body = (
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _lines(section.cells)
-    )
+    head, *body = ("| " + " | ".join(_marked(cell) for cell in line) + " |" for line in _lines(section.cells))
     rule = "|" + "---|" * section.cells.shape[1]
-    return "\n".join([f"## {section.title}", "", head, rule, *body, "", section.caption, ""])
+    return "\n".join([f"## {_marked(section.title)}", "", head, rule, *body, "", _marked(section.caption), ""])
+
+
+def _marked(text: str) -> str:
+    """`text` as Markdown that shows it, on one line."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _latex(section: Section) -> str:
     head, *body = (" & ".join(cell.translate(SPECIAL) for cell in line) + r" \\" for line in _lines(section.cells))
-    caption = f"{section.title}. {section.caption}".translate(SPECIAL)
+    caption = _plain(f"{section.title}. {section.caption}").translate(SPECIAL)
     return "\n".join(
         [
             r"\begin{table}",

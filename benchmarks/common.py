@@ -1,6 +1,7 @@
 """What both benchmarks share: the machine's name, a paired timing, prompts of the testbed, a
 fixed-length or natural model."""
 
+import dataclasses
 import math
 import os
 import platform
@@ -19,9 +20,48 @@ import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 from analysis import stats  # noqa: E402
+from cegppo.gradient import weighted_gradient  # noqa: E402
+from cegppo.log import Log  # noqa: E402
+from cegppo.model.optimizer import clip_grad_norm  # noqa: E402
 from cegppo.problems import testbed  # noqa: E402
+from cegppo.stop import StopSignal  # noqa: E402
+from cegppo.train import train  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class LastStep(Log):
+    """The metrics and the token record of the last step; saves nothing."""
+
+    def __init__(self):
+        self.line, self.tokens = {}, None
+
+    def step(self, step, metrics, elapsed, tokens):
+        self.line, self.tokens = metrics, tokens
+
+    def checkpoint(self, state, best): ...
+
+
+class AtOnce(StopSignal):
+    """A stop that is asked for after every step."""
+
+    def requested(self) -> bool:
+        return True
+
+
+def one_step(state) -> LastStep:
+    """The loop, for one step without an evaluation."""
+    log, c = LastStep(), state.config
+    train(dataclasses.replace(c, steps=max(c.steps, state.step + 2), eval_every=0), state, log, AtOnce())
+    return log
+
+
+def one_update(policy, optimizer, mini, objective, tally, grad_clip: float = 0.0) -> None:
+    """An optimizer step on a mini-batch, everything counted, as the loop does it."""
+    gradient = weighted_gradient(policy, mini, objective)
+    clip_grad_norm(policy.model, grad_clip)
+    optimizer.step()
+    tally.add_gradient(gradient)
 
 
 def machine() -> str:

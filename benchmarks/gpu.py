@@ -30,18 +30,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine
+from common import machine, one_step, one_update
 
 from cegppo import config, losses
-from cegppo.configured import knobs_of, objective_of
 from cegppo.instrument.tally import Tally
 from cegppo.model import memory
 from cegppo.model.head import head_statistics, token_statistics
 from cegppo.model.optimizer import OffloadedAdamW
 from cegppo.model.policy import Policy
-from cegppo.trainer import Trainer
+from cegppo.schedules import Schedules, objective_of
+from cegppo.state import build
 from cegppo.types import Prompt, Rollout
-from cegppo.update import update
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = torch.cuda.is_available()
@@ -232,8 +231,8 @@ def flops(p: Policy, lengths: list[int]) -> float:
 
 
 def updates(p: Policy, optimizer, x, lengths: list[int], peak: float) -> dict:
-    objective = objective_of(settings(), knobs_of(settings()), 0)
-    spent = seconds(lambda: update(p, optimizer, x, objective, Tally()), rounds=2)
+    objective = objective_of(settings(), Schedules(settings()).at(0))
+    spent = seconds(lambda: one_update(p, optimizer, x, objective, Tally()), rounds=2)
     return {"seconds": spent, "tokens/s": sum(lengths) / spent, "MFU": flops(p, lengths) / spent / peak}
 
 
@@ -284,8 +283,8 @@ def testbed_steps(device: str, steps: int = 4) -> dict:
             f"run_dir={where}",
             "wandb.mode=disabled",
         ]
-        trainer = Trainer(config.load(ROOT / "experiments" / "testbed.yaml", given)[0])
-        rows = [trainer.run_step() for _ in range(steps)]
+        state = build(config.load(ROOT / "experiments" / "testbed.yaml", given)[0])
+        rows = [one_step(state).line for _ in range(steps)]
     names = ("time/rollout", "time/update", "time/step")
     return {name: statistics.median(row[name] for row in rows[1:]) for name in names} | {
         name: [row[name] for row in rows] for name in ("entropy/mean", "accuracy/mean", "grad/norm")

@@ -19,7 +19,7 @@ from pathlib import Path
 from common import machine, paired, ratio_line
 
 from cegppo.config import Limits
-from cegppo.problems import grader, reward
+from cegppo.problems import comparison, grader, reward
 from cegppo.types import Prompt, Rollout
 
 WORKERS = 2
@@ -49,7 +49,7 @@ def main(paths: list[str]) -> None:
         answers = [r if i % 2 else references[(i + 1) % len(references)] for i, r in enumerate(references)]
         plain, rest = [], []
         for reference, answer in zip(references, answers):
-            (rest if reward.quick(answer, reference) is None else plain).append(rollout(reference, answer))
+            (rest if comparison.quick(answer, reference) is None else plain).append(rollout(reference, answer))
         name = Path(path).name
 
         def ours() -> None:

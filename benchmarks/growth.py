@@ -22,19 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine
+from common import machine, one_update
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from cegppo import config, losses
-from cegppo.configured import knobs_of, objective_of
 from cegppo.instrument.tally import Tally
 from cegppo.metrics import mismatch
 from cegppo.model.optimizer import adamw
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
-from cegppo.types import Prompt
-from cegppo.update import update
+from cegppo.schedules import Schedules, objective_of
+from cegppo.types import Prompt, requests
 
 BASE = {"tokens": 32, "answers": 256, "vocabulary": 1024, "updates": 8}
 AXES = {
@@ -68,7 +67,8 @@ def measure(point: dict[str, int]) -> dict[str, float]:
     """CPU seconds of a step's parts, and MiB of memory that it takes at most."""
     settings = config.Config(loss={"name": "cegppo", **vars(losses.load("cegppo").Params())})
     policy = Policy(model(point["vocabulary"]), Numbers())
-    objective, optimizer = objective_of(settings, knobs_of(settings), 0), adamw(policy.trained(), 1e-4, settings.update)
+    objective = objective_of(settings, Schedules(settings).at(0))
+    optimizer = adamw(policy.trained(), 1e-4, settings.update)
     rng = np.random.default_rng(0)
     prompts = [
         Prompt(str(n), "", "", tuple(rng.integers(0, point["vocabulary"], PROMPT).tolist()), "")
@@ -79,14 +79,14 @@ def measure(point: dict[str, int]) -> dict[str, float]:
     before, steps = resident(), []
     for step in range(STEPS):
         marks = [time.process_time()]
-        rollouts = sampler.sample(prompts, GROUP, step)
+        rollouts = sampler.sample(requests(prompts, GROUP), step)
         marks.append(time.process_time())
         advantages = rng.standard_normal(len(rollouts))
         x = policy.collate(rollouts, advantages, advantages, advantages, range(len(rollouts)))
         assert mismatch(x)[1] < 1e-4
         tally = Tally()
         for mini in x.split(point["updates"]):
-            update(policy, optimizer, mini, objective, tally, grad_clip=1.0)
+            one_update(policy, optimizer, mini, objective, tally, grad_clip=1.0)
         tally.metrics(point["updates"])
         marks.append(time.process_time())
         steps.append(np.diff(marks))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from common import machine, mean_ratio_line, ratio_line
+from common import machine, mean_ratio_line, one_step, ratio_line
 
 from cegppo import config
 from cegppo.instrument.tally import Tally
@@ -26,7 +26,7 @@ from cegppo.model import policy
 from cegppo.model.head import TokenStatistics, token_statistics
 from cegppo.objective import Weights
 from cegppo.rollout import hf
-from cegppo.trainer import Trainer
+from cegppo.state import TrainState, build
 from cegppo.types import TokenBatch
 
 ROUNDS = 80  # so many, since what is looked for is a few per cent and a pair scatters by ten
@@ -51,19 +51,19 @@ def instrument_off():
         policy.token_statistics, Tally.add_tokens, hf.distribution_sums = kept
 
 
-def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def alternate(state: TrainState, kinds: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """CPU seconds of each kind of step, in turn from the same state, after a round that does not
     count."""
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for n in range(rounds + 1):
-        weights = {k: v.clone() for k, v in trainer.policy.model.state_dict().items()}
-        moments = copy.deepcopy(trainer.optimizer.state_dict())
-        step, stream = trainer.step, trainer.stream.state()
+        weights = {k: v.clone() for k, v in state.policy.model.state_dict().items()}
+        moments = copy.deepcopy(state.optimizer.state_dict())
+        step, stream = state.step, state.stream.state()
         for name in list(kinds) if n % 2 else reversed(kinds):
-            trainer.policy.model.load_state_dict(weights)
-            trainer.optimizer.load_state_dict(copy.deepcopy(moments))
-            trainer.step = step
-            trainer.stream.restore(stream)
+            state.policy.model.load_state_dict(weights)
+            state.optimizer.load_state_dict(copy.deepcopy(moments))
+            state.step = step
+            state.stream.restore(stream)
             start = time.process_time()
             kinds[name]()
             if n:
@@ -72,25 +72,25 @@ def alternate(trainer: Trainer, kinds: dict[str, Callable[[], None]], rounds: in
 
 
 def per_update(experiment: str) -> str:
-    trainer = Trainer(config.load(experiment, ["method=cegppo", "diagnostics.every=0"])[0])
+    state = build(config.load(experiment, ["method=cegppo", "diagnostics.every=0"])[0])
 
     def off() -> None:
         with instrument_off():
-            trainer.run_step()
+            one_step(state)
 
-    times = alternate(trainer, {"on": lambda: trainer.run_step(), "off": off}, ROUNDS)
+    times = alternate(state, {"on": lambda: one_step(state), "off": off}, ROUNDS)
     return mean_ratio_line(f"{experiment}, whole step", times["on"], times["off"])
 
 
 def looked_at(experiment: str, parts: bool, rounds: int = 4) -> str:
-    trainer = Trainer(config.load(experiment, ["method=cegppo", f"diagnostics.parts={parts}"])[0])
-    trainer.begin()
+    state = build(config.load(experiment, ["method=cegppo", f"diagnostics.parts={parts}"])[0])
+    state.draw_probe()
 
     def step(every: int) -> None:
-        trainer.config.diagnostics.every = every
-        trainer.run_step()
+        state.config.diagnostics.every = every
+        one_step(state)
 
-    times = alternate(trainer, {"looked": lambda: step(1), "not": lambda: step(0)}, rounds)
+    times = alternate(state, {"looked": lambda: step(1), "not": lambda: step(0)}, rounds)
     name = f"{experiment}{', one update taken apart' if parts else ''}"
     return ratio_line(name, times["looked"], times["not"])
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine, ratio_line
+from common import machine, one_step, ratio_line
 
 TURN, TURNS = 10, 5
 MODES = {
@@ -24,29 +24,28 @@ MODES = {
 
 
 class Run:
-    """A trainer with its record."""
+    """A run's state with its record."""
 
     def __init__(self, folder: Path, *overrides: str):
         from cegppo import config
         from cegppo.record.run import Record
-        from cegppo.trainer import Trainer
+        from cegppo.state import build
 
         testbed = Path(__file__).resolve().parent.parent / "experiments" / "testbed.yaml"
         words = ["method=cegppo", f"diagnostics.every={TURN}", f"run_dir={folder}", *overrides]
         loaded = config.load(testbed, words)[0]
-        self.record, self.trainer = Record(loaded), Trainer(loaded)
-        self.trainer.begin()
+        self.record, self.state = Record(loaded), build(loaded)
+        self.state.draw_probe()
         self.record.begin(0)
 
     def turn(self) -> tuple[float, float]:
         """(seconds, seconds of CPU of this process) of TURN steps, logged as the loop does."""
         start, used = time.perf_counter(), time.process_time()
         for _ in range(TURN):
-            metrics = self.trainer.run_step()
-            step = self.trainer.step
-            if self.trainer.tokens is not None:
-                self.record.log_tokens(step, self.trainer.tokens.parts)
-            self.record.log(step, metrics)
+            done = one_step(self.state)
+            if done.tokens is not None:
+                self.record.log_tokens(self.state.step, done.tokens)
+            self.record.log(self.state.step, done.line)
         for mirror in self.record._mirrors:
             while not mirror._queue.empty():
                 time.sleep(0.001)

@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 import torch
-from common import machine, testbed_model
+from common import machine, one_step, testbed_model
 
 NEW, LIMIT = 32, 64
 PROMPTS, GROUP, UPDATES, STEPS, ROUNDS = 32, 8, 8, 10, 3
@@ -56,7 +56,7 @@ def ours(fixed: bool) -> tuple[list[float], list[float], float]:
     from cegppo import config
     from cegppo.problems import grader
     from cegppo.record.run import Record, write_tokens
-    from cegppo.trainer import Trainer
+    from cegppo.state import build
 
     folder, *_ = testbed_model()
     with tempfile.TemporaryDirectory() as where:
@@ -71,18 +71,18 @@ def ours(fixed: bool) -> tuple[list[float], list[float], float]:
             f" {{lr: 1.0e-4, micro_batch_tokens: 2048}}\nrollout: {{max_tokens: {NEW if fixed else LIMIT}}}\n"
         )
         loaded = config.load(experiment, [f"run_dir={where}/run", "wandb.mode=offline"])[0]
-        trainer, record = Trainer(loaded), Record(loaded)
+        state, record = build(loaded), Record(loaded)
         record.begin(0)
-        _ = trainer.probe
         grader.grade([(r"\frac{1}{2}", "0.5")], loaded.grader)
         if fixed:
-            no_early_end(trainer.policy.model, trainer.policy.tokenizer)
+            no_early_end(state.policy.model, state.policy.tokenizer)
         times, rows = [], []
         for n in range(STEPS + 1):
             start = time.perf_counter()
-            rows.append(trainer.run_step())
-            if trainer.tokens is not None:
-                write_tokens(loaded.folder, n + 1, trainer.tokens.parts)
+            done = one_step(state)
+            rows.append(done.line)
+            if done.tokens is not None:
+                write_tokens(loaded.folder, n + 1, done.tokens)
             record.log(n + 1, rows[-1])
             times.append(time.perf_counter() - start)
         record.close("finished")

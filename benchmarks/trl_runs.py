@@ -12,19 +12,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
-import common  # noqa: F401 — sets threads and paths
 import numpy as np
 import pandas as pd
 import torch
+from common import one_step  # also sets threads and paths
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
 
 from cegppo import config
+from cegppo import train as loop
 from cegppo.problems import testbed
 from cegppo.problems.data import PromptStream, benchmarks
 from cegppo.problems.reward import grade
-from cegppo.trainer import Trainer
+from cegppo.state import build
 from cegppo.types import Rollout, Verdict
 
 ROLLOUTS = 30
@@ -97,10 +99,11 @@ def run(c: config.Config, arm: str) -> list[dict]:
 def shuffled(c: config.Config) -> list[dict]:
     """A row a rollout of a run of ours whose updates get a rollout's responses at random, and not
     group by group."""
-    trainer, rng = Trainer(c), np.random.default_rng(c.seed)
-    in_order = trainer.mini_batches
-    trainer.mini_batches = lambda x: in_order(x.rows(torch.from_numpy(rng.permutation(len(x)))))
-    steps = [trainer.run_step() for _ in range(ROLLOUTS)]
+    state, rng = build(c), np.random.default_rng(c.seed)
+    shuffled = lambda x: x.rows(torch.from_numpy(rng.permutation(len(x))))
+    in_order = loop.split_evenly
+    with patch.object(loop, "split_evenly", lambda c, x, *rest: in_order(c, shuffled(x), *rest)):
+        steps = [one_step(state).line for _ in range(ROLLOUTS)]
     return [{"step": n, **{name: row[name] for name in COLUMNS}} for n, row in enumerate(steps, 1)]
 
 

@@ -2,12 +2,14 @@
 may be made of them token by token: the soft policy gradient's, and a weight by what a token does to
 the entropy. Numpy and torch in, the same out."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .instrument.entropy import entropy_change
-from .types import TokenBatch, present
+from .types import TokenBatch
 
 STD_FLOOR = 1e-6  # added to the group's standard deviation, as the released CE-GPPO code does
 
@@ -33,6 +35,10 @@ def constant_groups(reward_G: np.ndarray) -> np.ndarray:
     """Whether all rewards of a group are equal, so that it teaches nothing (DAPO drops it). [...,
     G] to [...] bool."""
     return np.ptp(reward_G, axis=-1) == 0
+
+
+# `advantage.kind`: rewards of a group to advantages. With a critic they come from it alone.
+KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"group": group, "centred": centred, "gae": np.zeros_like}
 
 
 def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -75,10 +81,10 @@ def soft(x: TokenBatch, alpha: float) -> Tensor:
     advantage, after its division by the group's deviation. α = 0: the advantages themselves. One
     response token, in expectation: the gradient of an entropy bonus of α.
     """
-    mask_BT, entropy_BT = x.mask_BT, present(x.old_entropy_BT) * x.mask_BT
+    mask_BT, entropy_BT = x.mask_BT, x.old_entropy_BT * x.mask_BT
     after_BT = entropy_BT.flip(1).cumsum(1).flip(1) - entropy_BT
     to_go_BT = (after_BT - x.logprob_BT) * mask_BT
-    group_B = present(x.group_B)
+    group_B = x.group_B
     sums = mask_BT.new_zeros(2, int(group_B.max()) + 1, mask_BT.shape[1])
     sums.index_add_(1, group_B, torch.stack([to_go_BT, mask_BT]))
     baseline_BT = (sums[0] / sums[1].clamp(min=1))[group_B]
@@ -100,7 +106,7 @@ def polarised(x: TokenBatch, scale_BT: Tensor, drift: float, most: float) -> tup
     advantages by the course of the entropy. Its weights are not public: P is inferred from its
     abstract and c is ours, hence it does not bear its name.
     """
-    statistics = (x.logprob_BT, x.entropy_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT))
+    statistics = (x.logprob_BT, x.entropy_BT, x.sum_p2_BT, x.sum_p2_logp_BT)
     pull_BT = entropy_change(x.advantage_BT, *statistics) * scale_BT
     up, down = float(pull_BT.clamp(min=0).sum()), float(-pull_BT.clamp(max=0).sum())
     wanted = drift * (up + down)

@@ -54,7 +54,7 @@ def save(
             raise
         raise OSError(errno.EIO, said(error), str(folder)) from None
     if folder is not None:
-        state = own | {name: part.state() for name, part in small.items()}
+        state = own | {"parts": sorted(large)} | {name: part.state() for name, part in small.items()}
         (folder / "state.json").write_text(json.dumps(state))
 
 
@@ -71,6 +71,8 @@ def restore(folder: Path, policy: Policy, large: dict[str, Large], small: dict[s
     with readable(folder):
         policy.restore(folder)
         for name, part in large.items():
+            if name not in state.get("parts", large) and not isinstance(part, (nn.Module, torch.optim.Optimizer)):
+                continue  # a part that the run of the checkpoint did not have starts afresh
             if isinstance(part, nn.Module):
                 parallel.load(part, parallel.stored(folder / f"{name}.safetensors"))
             elif isinstance(part, torch.optim.Optimizer):

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from . import shipped
-from .verbs import advise, compare, diff, figures, keep, report, sweep, train
+from .masking import masked_arguments
+from .terminal import harmless_output
+from .verbs import advise, compare, diff, figures, fork, keep, report, sweep, train
 from .verbs import eval as evaluate
 from .verbs import list as listing
 
@@ -23,7 +25,7 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 if str(shipped.ROOT) not in sys.path:  # analysis/ lies there, which is no part of the package
     sys.path.insert(0, str(shipped.ROOT))
 
-VERBS = (train, evaluate, sweep, figures, compare, listing, diff, keep, report, advise)
+VERBS = (train, fork, evaluate, sweep, figures, compare, listing, diff, keep, report, advise)
 
 
 def parser(program: str = "run.py") -> argparse.ArgumentParser:
@@ -43,6 +45,11 @@ def parser(program: str = "run.py") -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None, program: str = "run.py") -> int:
     """What `arguments` (default: the command line's) ask for; the exit code."""
+    with harmless_output():
+        return _main(arguments, program)
+
+
+def _main(arguments: list[str] | None, program: str) -> int:
     options, rest = parser(program).parse_known_args(arguments)
     strange = [item for item in rest if item.startswith("-") or not hasattr(options, "overrides")]
     if strange:
@@ -53,7 +60,8 @@ def main(arguments: list[str] | None = None, program: str = "run.py") -> int:
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    if getattr(options, "files_alone", False):  # they read files only, and do without torch
+    # They read files only, and do without torch.
+    if getattr(options, "files_alone", False) and not getattr(options, "measure", False):
         from analysis.load import Missing
 
         try:
@@ -69,8 +77,8 @@ def main(arguments: list[str] | None = None, program: str = "run.py") -> int:
     say = lambda text: print(text, file=sys.stderr) if ranks.rank() == 0 else None
     try:
         ranks.join()
-        if ranks.world() > 1 and options.verb not in ("train", "eval"):
-            raise BadInput(f"torchrun: '{options.verb}' runs in one process; only train and eval run in several")
+        if ranks.world() > 1 and options.verb not in ("train", "fork", "eval"):
+            raise BadInput(f"torchrun: '{options.verb}' runs in one process; only train, fork and eval run in several")
         code = options.run(options)
     except BadInput as error:
         if ranks.rank() == 0 or not error.shared:
@@ -122,13 +130,16 @@ def what_is_missing(options: argparse.Namespace) -> str | None:
 def front_door(program: str = "run.py") -> int:
     """`main`, for a shell: a reader that has seen enough (`| head`) is no error of a command that
     only prints, and ends one that works."""
+    arguments = sys.argv[1:]
+    # Before anything reads it: wandb records it as it stands, and so do its logs.
+    sys.argv[1:] = masked_arguments(arguments)
     try:
-        code = main(program=program)
+        code = main(arguments, program)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more at its end
-        if {"train", "eval", "sweep"} & set(sys.argv[1:2]) and not {"--print", "--dry-run"} & set(sys.argv):
+        if {"train", "fork", "eval", "sweep"} & set(sys.argv[1:2]) and not {"--print", "--dry-run"} & set(sys.argv):
             print("error: standard output was closed; the same command continues", file=sys.stderr)
         return 128 + signal.SIGPIPE
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from . import config
-from .configured import controller_of, knobs_of, objective_of
 from .objective import Objective, weigh
+from .schedules import Schedules, objective_of
 from .types import TokenBatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ RATIOS = sorted({n / 20 for n in range(1, 49)} | {bound + d for bound in (0.8, 1
 def objective(method: str) -> Objective:
     """That of the preset in a run's first step."""
     made, _ = config.load(ROOT / "experiments" / "testbed.yaml", [f"method={method}"])
-    return objective_of(made, knobs_of(made), 0, controller_of(made))
+    return objective_of(made, Schedules(made).at(0))
 
 
 def batch(probability: float, advantage: float, ratio: float, draw: float) -> TokenBatch:

@@ -18,16 +18,16 @@ from . import ranks
 from .checkpoint import read_state
 from .config import SAMPLING, Config, Eval, Limits, digest, is_rule, load
 from .model.policy import load_policy
-from .problems import data, instructions, sandbox, testbed
+from .problems import data, instructions, testbed
 from .problems.counts import maj_at_k, miss_at_k, pass_at_k, vote
 from .problems.reward import verdicts
 from .record.files import Completions, as_lines, read_lines, write_whole
 from .record.read import packed, read_config
 from .record.run import checkpoint, fingerprint
-from .rollout import divided
-from .rollout.divided import DividedSampler
+from .rollout import Sampler
+from .rollout.engines import fitted, start_sampler
 from .shipped import find
-from .types import BadInput, Prompt, Rollout, Verdict, present
+from .types import BadInput, Prompt, Rollout, Verdict, requests, thinks_on
 
 SEEN_PROMPTS = 8  # of an evaluation inside training, whose completions are kept; at least one a benchmark
 SAMPLES_AT_ONCE = 512  # of an evaluation that keeps completions: what a killed one has to sample again at most
@@ -72,22 +72,24 @@ class Evaluator:
     """Benchmarks and the sampler that answers them. Samples depend on (eval.seed, step, problem,
     index) only."""
 
-    sampler: Any
+    sampler: Sampler
     benchmarks: list[Benchmark]
     limits: Limits | None = None  # of the grader's workers
 
-    def run(self, step: int, seen: Callable[[list[dict[str, Any]]], None] = lambda _: None) -> list[dict[str, Any]]:
-        """A row for each benchmark. `seen` is handed a few prompts of each, with what the model
-        wrote and what became of it, as `lines` has them."""
-        rows, few = [], max(1, SEEN_PROMPTS // max(1, len(self.benchmarks)))
+    def run(self, step: int) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+        """(a row for each benchmark, for each a few prompts with what the model wrote and what
+        became of it, as `lines` has them)."""
+        rows, seen = [], []
+        few = max(1, SEEN_PROMPTS // max(1, len(self.benchmarks)))
         for b in self.benchmarks:
-            rollouts = self.sampler.but(**b.rules).sample(b.prompts, b.k, step)
+            rollouts = self.sampler.but(**b.rules).sample(requests(b.prompts, b.k), step)
             found = ranks.divided(lambda part: verdicts(part, self.limits), rollouts)
-            seen([{"step": step, "benchmark": b.name, **row} for row in lines(b.prompts[:few], rollouts, found, b.k)])
+            completions = lines(b.prompts[:few], rollouts, found, b.k)
+            seen.append([{"step": step, "benchmark": b.name, **row} for row in completions])
             good = np.array([v is Verdict.CORRECT for v in found]).reshape(len(b.prompts), b.k)
             row = summary(b.name, b.k, good.sum(1).tolist(), {v.value: found.count(v) for v in Verdict})
-            rows.append(row | measures((r.prompt, r.text) for r in rollouts))
-        return rows
+            rows.append(row | measures(((r.prompt, r.text) for r in rollouts), self.limits))
+        return rows, seen
 
     def identity(self, b: Benchmark, step: int, model: list[Any]) -> str:
         """A digest of everything the samples of `b` depend on; `model` is the model's
@@ -102,7 +104,7 @@ class Evaluator:
         on where that file ends."""
         with ranks.together():
             kept = Completions(path) if ranks.rank() == 0 else ranks.Elsewhere()
-        rows = present(ranks.gathered(list(kept.rows) if isinstance(kept, Completions) else None)[0])
+        rows = list(ranks.gathered(kept.rows if isinstance(kept, Completions) else [])[0])
         asked = [p.id for p in b.prompts[: len(rows)]]
         if [row.get("id") for row in rows] != asked or any(len(row.get("verdicts", ())) != b.k for row in rows):
             kept.close()
@@ -113,7 +115,8 @@ class Evaluator:
                 if start:
                     said(f"{b.name}: {start} of {len(b.prompts)} problems")
                 chosen = b.prompts[start : start + at_once]
-                fresh = graded(chosen, self.sampler.but(**b.rules).sample(chosen, b.k, step), b.k, self.limits)
+                rollouts = self.sampler.but(**b.rules).sample(requests(chosen, b.k), step)
+                fresh = graded(chosen, rollouts, b.k, self.limits)
                 kept.append(fresh)
                 rows += fresh
         finally:
@@ -123,7 +126,8 @@ class Evaluator:
         made = summary(b.name, b.k, [sum(r) for r in right], {v.value: found[v] for v in Verdict})
         counts = np.array(made["correct"])
         made["pass"] = [pass_at_k(b.k, counts, j) for j in range(1, b.k + 1)]
-        made |= measures((p, text) for p, row in zip(b.prompts, rows) for text in row["completions"])
+        every = ((p, text) for p, row in zip(b.prompts, rows) for text in row["completions"])
+        made |= measures(every, self.limits)
         if any(p.verifier != "answer" for p in b.prompts):  # what is no final answer has no vote
             return made
         answers = [[vote(text, p.final) for text in row["completions"]] for p, row in zip(b.prompts, rows)]
@@ -133,11 +137,12 @@ class Evaluator:
         }
 
 
-def measures(answered: Iterable[tuple[Prompt, str]]) -> dict[str, Any]:
+def measures(answered: Iterable[tuple[Prompt, str]], limits: Limits | None) -> dict[str, Any]:
     """{"measures": accuracies that the verifier instructions has beside the verdict}, of (prompt,
     response) pairs; nothing for other verifiers."""
-    pairs = [(prompt.entry, text) for prompt, text in answered if prompt.verifier == "instructions"]
-    return {"measures": instructions.measures(pairs)} if pairs else {}
+    said = lambda prompt, text: "" if thinks_on(prompt, text) else text
+    pairs = [(prompt.entry, said(prompt, text)) for prompt, text in answered if prompt.verifier == "instructions"]
+    return {"measures": instructions.measures(pairs, limits)} if pairs else {}
 
 
 def graded(prompts: list[Prompt], rollouts: list[Rollout], k: int, limits: Limits | None) -> list[dict[str, Any]]:
@@ -159,14 +164,13 @@ def lines(prompts: list[Prompt], rollouts: list[Rollout], found: list[Verdict], 
                 "verdicts": [v.value for v in found[mine]],
                 "finish": [r.finish for r in rollouts[mine]],
                 "tokens": [len(r.token_ids) for r in rollouts[mine]],
+                "ended_by": [r.ended_by for r in rollouts[mine]],
             }
         )
     return rows
 
 
-def evaluator(
-    sampler: DividedSampler, e: Eval, max_tokens: int, limits: Limits, made: dict[str, list[Prompt]]
-) -> Evaluator:
+def evaluator(sampler: Sampler, e: Eval, max_tokens: int, limits: Limits, made: dict[str, list[Prompt]]) -> Evaluator:
     """The evaluator of the benchmarks of `e`, whose prompts are `made`: `sampler` with each one's
     own rules or else the evaluation's, and its first `eval.limit` problems. `max_tokens` is
     training's limit, which holds where none is given."""
@@ -176,7 +180,7 @@ def evaluator(
         own = {key: getattr(source, key) for key in SAMPLING if getattr(source, key) is not None}
         rules = dict(k=e.k, temperature=e.temperature, top_p=e.top_p, top_k=e.top_k, max_tokens=max_tokens) | own
         listed.append(Benchmark(source.name, made[source.name][: e.limit], int(rules.pop("k")), rules))
-    return Evaluator(sampler.but(seed=e.seed), listed, limits)
+    return Evaluator(sampler.but(seed=e.seed, statistics=False), listed, limits)
 
 
 def longest_answer(rollout_max_tokens: int, e: Eval) -> int:
@@ -204,8 +208,9 @@ def evaluate_target(
         r = config.rollout
         policy = load_policy(model, config.model, r.temperature, config.update.micro_batch_tokens)
         made = data.benchmarks(config.eval, config.data, policy.tokenizer)
-        longest = config.data.max_prompt_tokens + longest_answer(r.max_tokens, config.eval)
-        base = divided.start(policy, r, config.seed, longest)
+        answer = longest_answer(r.max_tokens, config.eval)
+        longest = fitted(policy, config.data, answer).max_prompt_tokens + answer
+        base = start_sampler(policy, config, longest)
     evaluating = evaluator(base, config.eval, r.max_tokens, config.grader, made)
     out, rows = folder / f"eval-{name}.jsonl", []
     for benchmark in evaluating.benchmarks:
@@ -237,17 +242,17 @@ def _checkpoint(folder: Path, which: str) -> Path:
 
 def no_code_of_others(target: Path, config: Config, overrides: Sequence[str], trains: bool = False) -> None:
     """Raises BadInput when the folder of a run, which may be anybody's, would choose code that
-    runs: what grades, and where it `trains` what rewards."""
+    runs: what grades, and where it `trains` what rewards. Rules run outside any sandbox, so that
+    the flag for programs in it allows none."""
     verifiers = lambda sources: [source.verifier for source in sources]
     named = {"eval.benchmarks": verifiers(config.eval.benchmarks)}
     if trains:
         named |= {"reward": [config.reward], "data.train": verifiers(config.data.train)}
     for key, names in named.items():
         rule = next(filter(is_rule, names), None)
-        if rule is not None and not any(word.startswith(f"{key}=") for word in overrides) and not sandbox.allowed():
+        if rule is not None and not any(word.startswith(f"{key}=") for word in overrides):
             raise BadInput(
-                f"{target}: its config.yaml names {rule}, which is code that would run; say {key}=… yourself, or set"
-                f" {sandbox.FLAG}=1"
+                f"{target}: its config.yaml names {rule}, which is code that would run; say {key}=… yourself"
             )
 
 

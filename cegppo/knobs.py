@@ -1,9 +1,5 @@
-"""The knobs of a loss over a run: constants, schedules, and whatever sets itself while it trains.
-
-Configuration in, the loss's `Params` of a step out. A loss whose knobs follow a controller defines
-`make_knobs(values, steps)` beside its `Params`, which returns an object like `Knobs`. And what a
-value may be, by the limits that `types.knob` states.
-"""
+"""What a value of the configuration may be over a run: a constant or a schedule, within the limits
+that `types.knob` states."""
 
 import dataclasses
 import difflib
@@ -11,53 +7,13 @@ import math
 import re
 from collections.abc import Iterable
 from math import cos, pi
-from typing import Any, Protocol
+from typing import Any
 
 GUARD = 1000  # a largest value from here on is a guard, not a meaning
 LARGEST = 2**40  # of whole numbers: sizes and counts beyond it overflow in one library or another
 
 # How far a knob has gone from one value to the next after a share u of the way there.
 GLIDES = {"linear": lambda u: u, "cosine": lambda u: (1 - cos(pi * u)) / 2}
-
-
-class Knobs(Protocol):
-    """What sets a loss's knobs. Called once a step, on every rank with the same numbers."""
-
-    moving: tuple[str, ...]  # knobs that change within a run: logged as knob/<name>
-
-    def at(self, step: int) -> dict[str, Any]:
-        """The value of each knob in step `step` (0 the first)."""
-
-    def observe(self, metrics: dict[str, float]) -> None:
-        """The metrics of the step that has just ended, but for times, which differ by rank. A step
-        that trained nothing lacks most of them."""
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs, for JSON."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`."""
-
-
-class Scheduled:
-    """Constants, and schedules. The simplest knobs: they observe nothing and have no
-    state."""
-
-    def __init__(self, values: dict[str, Any], steps: int):
-        self.values, self.steps = values, steps
-        self.moving = tuple(name for name, value in values.items() if isinstance(value, list))
-
-    def at(self, step: int) -> dict[str, Any]:
-        return {name: knob_at(value, step, self.steps) for name, value in self.values.items()}
-
-    def observe(self, metrics: dict[str, float]) -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def first_step(when: int | str, steps: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .types import MAX_LOG_RATIO, TokenBatch, present
+from .types import MAX_LOG_RATIO, NO_K1, BadInput, TokenBatch
 
 # Where a loss has no bounds of its own, clip facts say what a clip at these would have cut.
 REFERENCE_CLIP = (0.8, 1.2)
@@ -25,13 +25,17 @@ class Terms:
     max_tokens: int = 1  # a response's limit: the denominator of `constant`
     dual_clip: float = 0.0  # 0: off
     kl_coef: float = 0.0
-    kl_estimator: str = "k3"  # k1 | k2 | k3
+    kl_estimator: str = "k3"  # k2 | k3
     entropy_coef: float = 0.0
     nll_coef: float = 0.0
     correction: str = "none"  # none | truncate | mask
     correction_level: str = "token"  # token | sequence
     correction_low: float = 0.0
     correction_high: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kl_coef and self.kl_estimator == "k1":
+            raise BadInput(f"update.kl_estimator=k1: {NO_K1}")
 
 
 def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
@@ -50,13 +54,15 @@ def aggregation(x: TokenBatch, kind: str, max_tokens: int) -> Tensor:
 
 def kl_penalty(logprob_BT: Tensor, ref_logprob_BT: Tensor, estimator: str) -> Tensor:
     """Per-token estimate of KL(π_θ ‖ π_ref) from the sampled token, [B, T]: k1, k2 or k3 of
-    Schulman's note on approximating KL."""
+    Schulman's note on approximating KL. The log-ratio that k3 exponentiates is capped as the
+    policy's is. As a loss term k1 is not meant: `NO_K1`."""
     log_ratio_BT = ref_logprob_BT - logprob_BT
     if estimator == "k1":
         return -log_ratio_BT
     if estimator == "k2":
         return log_ratio_BT.square() / 2
-    return log_ratio_BT.expm1() - log_ratio_BT
+    capped_BT = log_ratio_BT.clamp(max=MAX_LOG_RATIO)
+    return capped_BT.expm1() - capped_BT
 
 
 def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) -> Tensor:
@@ -72,7 +78,7 @@ def correction(x: TokenBatch, kind: str, level: str, low: float, high: float) ->
     by sequence (Liu, Li et al. 2025, "When speed kills stability", low = 0). A masked token still
     counts in the aggregation's denominator.
     """
-    log_ratio_BT = (x.old_logprob_BT - present(x.sampler_logprob_BT)).detach() * x.mask_BT
+    log_ratio_BT = (x.old_logprob_BT - x.sampler_logprob_BT).detach() * x.mask_BT
     if level == "sequence":
         log_ratio_BT = log_ratio_BT.sum(-1, keepdim=True).expand_as(log_ratio_BT)
     ratio_BT = log_ratio_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -99,6 +105,14 @@ class Objective:
         return getattr(self.loss, "DRAWS", False)
 
     @property
+    def needs(self) -> set[str]:
+        """Fields of the batch that the loss reads besides log-probabilities, advantages and the
+        mask."""
+        asked = set(getattr(self.loss, "NEEDS", ()))
+        asked |= {"uniform_BT"} if self.draws else set()
+        return asked | ({"proxy_logprob_BT"} if self.proxy is not None else set())
+
+    @property
     def proxy(self) -> float | None:
         """How probable a token of the old policy has to be, as a share of its most probable one,
         not to be tail; None for a loss that does not ask."""
@@ -112,7 +126,7 @@ class Objective:
         if t.kl_coef:
             made["kl"] = made["policy"] * t.kl_coef
         if t.nll_coef:
-            right_BT = mini.mask_BT * present(mini.correct_B)[:, None]
+            right_BT = mini.mask_BT * mini.correct_B[:, None]
             made["nll"] = right_BT / right_BT.sum().clamp(min=1) * t.nll_coef
         if t.entropy_coef:
             made["entropy"] = made["policy"] * t.entropy_coef
@@ -134,13 +148,14 @@ class Objective:
             facts = {**facts, "correction": factor_BT, "correction_cut": factor_BT != plain_BT}
         made = {"policy": token_loss_BT}
         if "kl" in scales:
-            made["kl"] = kl_penalty(x.logprob_BT, present(x.ref_logprob_BT), t.kl_estimator)
+            made["kl"] = kl_penalty(x.logprob_BT, x.ref_logprob_BT, t.kl_estimator)
         if "nll" in scales:
             made["nll"] = -x.logprob_BT
         if "entropy" in scales:
             made["entropy"] = -x.entropy_BT
-        # `where`, not a product: a padded position may hold anything, and 0 · ∞ is not 0.
-        return {name: torch.where(scales[name] != 0, value * scales[name], 0.0) for name, value in made.items()}, facts
+        # `where` before the product: a padded position may hold anything, and neither 0 · ∞ nor its
+        # gradient is 0.
+        return {name: torch.where(scales[name] != 0, value, 0.0) * scales[name] for name, value in made.items()}, facts
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,26 @@ class Weights:
         """`change` applied to every tensor."""
         made: dict[str, Any] = {k: None if v is None else change(v) for k, v in vars(self).items()}
         return Weights(**made)
+
+
+@dataclass(frozen=True)
+class WeightedTokens:
+    """A micro-batch with the weights that were back-propagated."""
+
+    index: Tensor  # [n] int64, its rows of the mini-batch
+    x: TokenBatch  # with the policy's statistics as the pass found them; no graph
+    weights: Weights
+    scale_BT: Tensor  # a weight's factor in the aggregated loss: 1 / tokens for a token mean
+    sums: dict[str, float]  # loss/<term> and fact/<name>, over its tokens
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The weights that the gradient of a mini-batch puts on the tokens this rank worked on."""
+
+    mini: TokenBatch
+    parts: list[WeightedTokens]  # in the order of the passes; some may be without tokens
+    sums: dict[str, float]  # of a loss over the whole mini-batch, this rank's share of them
 
 
 def weigh(objective: Objective, x: TokenBatch, scales: dict[str, Tensor]) -> tuple[Weights, dict[str, float]]:

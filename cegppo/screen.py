@@ -14,7 +14,8 @@ from rich.table import Table
 
 from .config import Config
 from .problems.counts import mean_accuracy
-from .types import Verdict
+from .terminal import raw
+from .types import Verdict, printable
 
 MISSING = float("nan")
 
@@ -25,6 +26,12 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def console() -> Console:
+    """A console on standard output itself: rich draws with codes that `printable` would write
+    out. What others wrote goes through `printable` before it is handed over."""
+    return Console(file=raw(sys.stdout))
 
 
 def progress(step: int, steps: int) -> str:
@@ -43,7 +50,7 @@ class Screen:
     """The `show` of train(). Use as a context manager."""
 
     def __init__(self):
-        self.console = Console()
+        self.console = console()
         self.live = sys.stdout.isatty()
         self.config = Config()  # of the run
         self._bar: Progress | None = None
@@ -57,7 +64,9 @@ class Screen:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        (self._bar.console if self._bar else self.console).print(text, highlight=False, soft_wrap=True, markup=False)
+        (self._bar.console if self._bar else self.console).print(
+            printable(text), highlight=False, soft_wrap=True, markup=False
+        )
 
     def start(self, config: Config, folder: Path, step: int) -> None:
         self.config = config
@@ -112,7 +121,7 @@ class SweepScreen:
     """One live table of a sweep on a terminal; elsewhere a line whenever a run changes state."""
 
     def __init__(self):
-        self.console = Console()
+        self.console = console()
         self._live = Live(console=self.console, auto_refresh=False) if sys.stdout.isatty() else None
         self._before: dict[int, str] = {}
 
@@ -158,7 +167,7 @@ class SweepScreen:
                     f"{m.get('entropy/mean', MISSING):.3f}",
                     left,
                 ]
-            table.add_row(escape(run.arm), str(run.seed), state, *(numbers if m else [""] * 4))
+            table.add_row(escape(printable(run.arm)), str(run.seed), state, *(numbers if m else [""] * 4))
         return table
 
 
@@ -174,10 +183,10 @@ def print_eval(rows: list[dict[str, Any]]) -> None:
             for name in names
         ]
         cut = row["verdicts"]["truncated"] / sum(row["verdicts"].values())
-        table.add_row(escape(row["benchmark"]), str(row["n"]), str(k), *cells, f"{cut:.1%}")
+        table.add_row(escape(printable(row["benchmark"])), str(row["n"]), str(k), *cells, f"{cut:.1%}")
     if len(rows) > 1:
         table.add_row("mean", "", "", f"{mean_accuracy(rows):.3f}")
-    Console().print(table)
+    console().print(table)
     for row in rows:
         if "measures" in row:
             said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in row["measures"].items())

@@ -13,10 +13,12 @@ from cegppo.instrument.tally import Tally
 from cegppo.losses import ppo_clip
 from cegppo.model import parallel
 from cegppo.objective import Objective
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import BadInput
-from cegppo.update import update
+
+from . import steps
+from .test_train import Silent
 
 PPO = ["method=ppo", "update.kl_coef=0.1"]
 EVAL = ["eval.k=3", "eval.size=5"]
@@ -42,20 +44,20 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
     whole_batch = types.SimpleNamespace(Params=ppo_clip.Params, token_loss=spread_loss, WHOLE_BATCH=True)
     made = {}
     for name, keys in {"plain": [], "whole": [], "switches": SWITCHES}.items():
-        trainer = Trainer(config.load(experiment, [*GRADIENT, *keys])[0])
-        trainer.policy.micro_batch_tokens = 1
+        state = build(config.load(experiment, [*GRADIENT, *keys])[0])
+        state.policy.micro_batch_tokens = 1
         if name == "switches":
-            trainer.policy.head_chunk = 0  # MiB: even these few logits are too many at once
-        x = trainer.batch(trainer.collect(0))
+            state.policy.head_chunk = 0  # MiB: even these few logits are too many at once
+        x = steps.batch(state)
         x = x.but(correct_B=torch.arange(len(x)).remainder(2).float())
-        model = trainer.policy.model
+        model = state.policy.model
         objective = (
-            Objective(whole_batch, ppo_clip.Params(), trainer.objective.terms) if name == "whole" else trainer.objective
+            Objective(whole_batch, ppo_clip.Params(), steps.now(state).terms) if name == "whole" else steps.now(state)
         )
         for rows in (16, 3, 1):
             tally = Tally()
-            update(
-                trainer.policy,
+            steps.update(
+                state.policy,
                 torch.optim.SGD(model.parameters(), lr=0.0),
                 x.rows(torch.arange(rows)),
                 objective,
@@ -70,7 +72,7 @@ def gradients(experiment: Path) -> dict[str, torch.Tensor]:
 def main(experiment: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     ranks.join()
-    status = train(config.load(experiment, [*PPO, "steps=4", f"run_dir={folder}"])[0], ranks.Elsewhere())
+    status = run_training(config.load(experiment, [*PPO, "steps=4", f"run_dir={folder}"])[0], Silent())
     assert status == "finished"
     said = None
     try:

@@ -8,9 +8,10 @@ import torch
 from cegppo import advantage
 from cegppo.controllers.polarity import Params, Rule
 from cegppo.model.critic import with_values
-from cegppo.trainer import Trainer
+from cegppo.state import build
 from cegppo.types import TokenBatch
 
+from . import steps
 from .test_train import gradient, load
 
 F64 = torch.float64
@@ -61,8 +62,8 @@ def test_soft_of_one_token_is_in_expectation_the_entropy_bonus():
 
 def test_soft_values_and_gradients_on_a_model(tiny):
     """A constant group teaches GRPO nothing, and the soft policy gradient what is uncertain."""
-    plain, soft = (Trainer(load(tiny, "method=grpo", *keys)) for keys in ([], ["advantage.soft=0.1"]))
-    x, y = plain.batch(plain.collect(0)), soft.batch(soft.collect(0))
+    plain, soft = (build(load(tiny, "method=grpo", *keys)) for keys in ([], ["advantage.soft=0.1"]))
+    x, y = steps.batch(plain), steps.batch(soft)
     torch.testing.assert_close(y.advantage_BT, advantage.soft(x, 0.1))
     a, b = gradient(plain, x, 10**9)[0], gradient(soft, y, 10**9)[0]
     c = gradient(plain, x.but(advantage_BT=y.advantage_BT - x.advantage_BT), 10**9)[0]
@@ -73,12 +74,12 @@ def test_soft_values_and_gradients_on_a_model(tiny):
 
 def test_soft_with_a_critic_earns_what_was_unlikely(tiny):
     """A critic that starts at 0, γ = λ = 1: the advantage is the reward and α(−log π) to go."""
-    trainer = Trainer(load(tiny, "method=ppo"))
-    x = trainer.batch(trainer.collect(0))
-    made = with_values(trainer.critic, x, 1.0, 1.0, False, 0.3)
+    state = build(load(tiny, "method=ppo"))
+    x = steps.batch(state)
+    made = with_values(state.critic, x, 1.0, 1.0, False, 0.3)
     to_go = (-x.logprob_BT * x.mask_BT).flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(made.advantage_BT, (x.reward_B[:, None] + 0.3 * to_go) * x.mask_BT, atol=1e-5, rtol=1e-5)
-    zero = with_values(trainer.critic, x, 1.0, 1.0, True, 0.0)
+    zero = with_values(state.critic, x, 1.0, 1.0, True, 0.0)
     assert torch.equal(zero.advantage_BT, x.advantage_BT)
 
 
@@ -135,8 +136,8 @@ def test_a_factor_of_one_leaves_advantages_as_they_are():
 def test_the_instrument_measures_the_drift_that_was_asked_for(tiny, drift):
     """One update a step, so that it is of the policy that the weights are made under."""
     keys = ["advantage.polarity=50", f"advantage.polarity_drift={drift}", "updates_per_step=1"]
-    made = Trainer(load(tiny, "method=grpo", *keys)).run_step()
-    plain = Trainer(load(tiny, "method=grpo", "updates_per_step=1")).run_step()
+    made = steps.step(build(load(tiny, "method=grpo", *keys)))
+    plain = steps.step(build(load(tiny, "method=grpo", "updates_per_step=1")))
     assert made["polarity/after"] == pytest.approx(drift, abs=1e-6)
     up_and_down = plain["dentropy/predicted"] / made["polarity/before"]  # U + D in nats
     assert made["dentropy/predicted"] == pytest.approx(drift * up_and_down, abs=1e-6)
@@ -156,7 +157,7 @@ def test_the_drift_follows_the_entropy():
 
 
 def test_a_controller_sets_the_drift_of_the_next_step(tiny):
-    trainer = Trainer(load(tiny, "method=polarity", "controller.target=100", "controller.most=0.25"))
-    first, second = trainer.run_step(), trainer.run_step()
+    state = build(load(tiny, "method=polarity", "controller.target=100", "controller.most=0.25"))
+    first, second = steps.step(state), steps.step(state)
     assert (first["polarity/wanted"], first["knob/polarity_drift"]) == (0.0, 0.0)
     assert (second["polarity/wanted"], second["knob/polarity_drift"]) == (0.25, 0.25)

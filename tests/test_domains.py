@@ -9,7 +9,7 @@ import pytest
 
 from cegppo import config
 from cegppo.config import Limits, Source
-from cegppo.problems import data, instructions, logic, programs, reward, sandbox, testbed
+from cegppo.problems import data, grader, instructions, logic, programs, reward, sandbox, testbed
 from cegppo.problems.harmless import EVALUATED, harmless
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
@@ -45,6 +45,8 @@ def punkt(tmp_path, monkeypatch):
     for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
         (folder / name).touch()
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk")])
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))  # for the workers, which are begun anew
+    grader._pool.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------- code
@@ -71,6 +73,7 @@ def test_words_before_a_program_stay_out():
     assert programs.program_of("def double(x): return 2", "Write a function!", "double") == "def double(x): return 2"
 
 
+@pytest.mark.skipif(bool(sandbox.missing()), reason=sandbox.missing() or "there")
 def test_code_is_graded_by_its_tests(monkeypatch):
     monkeypatch.setenv(sandbox.FLAG, "1")
     texts = ["    return 2 * x", "<think>```\nno\n```</think>```python\ndef double(x):\n    return x + x\n```"]
@@ -83,6 +86,7 @@ def test_code_is_graded_by_its_tests(monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.skipif(bool(sandbox.missing()), reason=sandbox.missing() or "there")
 def test_code_is_off_until_it_is_allowed(tmp_path, monkeypatch):
     file = written(tmp_path / "h.jsonl", CODE)
     monkeypatch.delenv(sandbox.FLAG, raising=False)
@@ -164,7 +168,7 @@ def test_reward_functions_of_other_trainers_work_as_they_are(tmp_path):
 
 def test_a_rule_is_a_verifier_and_gives_a_benchmark(tiny, tmp_path, monkeypatch):
     from cegppo.evaluate import evaluate_target
-    from cegppo.train import train
+    from cegppo.train import run_training
 
     from .test_train import Silent
 
@@ -176,7 +180,7 @@ def test_a_rule_is_a_verifier_and_gives_a_benchmark(tiny, tmp_path, monkeypatch)
     source = of(written(tmp_path / "own.jsonl", *rows[:3]))
     given = ["reward=task", f"data.train=[{trained}]", f"eval.benchmarks=[{source}]", "steps=1"]
     run = [*given, f"run_dir={tmp_path / 'run'}", "eval.limit=2"]
-    assert train(config.load(tiny, run)[0], Silent()) == "finished"
+    assert run_training(config.load(tiny, run)[0], Silent()) == "finished"
     every = lambda values: {name: (0.0, 1.0) for name in values}
     (row,), _ = evaluate_target(tmp_path / "run", [f"eval.benchmarks=[{source}]"], "latest", every, print)
     assert row["n"] == 2 and row["avg@2"] >= 0.5  # the second problem's limit is above any response
@@ -262,7 +266,7 @@ def test_questions_of_the_tasks_are_short_for_the_tokenizer():
 def test_the_experiment_runs(tmp_path, monkeypatch):
     """As `run.py train experiments/logic.yaml steps=3` does, with everything small."""
     from cegppo.record.files import read_lines
-    from cegppo.train import train
+    from cegppo.train import run_training
 
     from .test_train import Silent
 
@@ -270,7 +274,7 @@ def test_the_experiment_runs(tmp_path, monkeypatch):
     small = ["testbed.pool=20", "testbed.clean_steps=2", "testbed.careless_steps=1", "testbed.rows=4", "steps=3"]
     small += ["prompts_per_step=4", "group_size=2", "updates_per_step=2", "eval.size=2", "eval.k=2", "eval_every=0"]
     loaded, _ = config.load(ROOT / "experiments" / "logic.yaml", [*small, f"run_dir={tmp_path / 'run'}"])
-    assert train(loaded, Silent()) == "finished"
+    assert run_training(loaded, Silent()) == "finished"
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 3
     names = {row["benchmark"] for row in read_lines(tmp_path / "run" / "eval.jsonl")}
     assert names == {"knights", "letters", "palindromes", "countdown"}

@@ -24,10 +24,11 @@ from cegppo.instrument.tally import Tally
 from cegppo.model.head import token_statistics
 from cegppo.objective import Weights
 from cegppo.record.files import read_lines
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import TokenBatch
 
+from . import steps
 from .test_train import Silent, gradient, load, moved, without_times
 
 SURPRISAL = ClassRule("surprisal")
@@ -148,11 +149,11 @@ def test_what_cegppo_gives_back_is_the_closed_form(tiny):
     """On a real batch: the returned gradient of each side is β (1 ± ε) |A| √(1 − 2p + Σπ²),
     summed."""
     for beta1, beta2 in ((0.5, 1.0), (0.75, 0.25), (0.0, 0.0)):
-        trainer = Trainer(load(tiny, "method=cegppo", f"loss.beta1={beta1}", f"loss.beta2={beta2}"))
-        mini = moved(trainer, trainer.batch(trainer.collect(0)))
-        _, tally, _ = gradient(trainer, mini, 300)
+        state = build(load(tiny, "method=cegppo", f"loss.beta1={beta1}", f"loss.beta2={beta2}"))
+        mini = moved(state, steps.batch(state))
+        _, tally, _ = gradient(state, mini, 300)
         inside = mini.mask_BT.bool()
-        s = trainer.policy.statistics(mini)
+        s = state.policy.statistics(mini)
         a, r = mini.advantage_BT[inside].double(), (s.logprob_N - mini.old_logprob_BT[inside]).detach().double().exp()
         size = (1 - 2 * s.logprob_N.detach().double().exp() + s.sum_p2_N.double()).sqrt() * a.abs()
         low, high = (a < 0) & (r < 0.8), (a > 0) & (r > 1.2)
@@ -214,7 +215,8 @@ def test_looking_changes_nothing(tiny, tmp_path):
     ends = []
     for every in (0, 1):
         torch.manual_seed(0)
-        train(load(tiny, "method=cegppo", f"diagnostics.every={every}", f"run_dir={tmp_path / str(every)}"), Silent())
+        words = ["method=cegppo", f"diagnostics.every={every}", f"run_dir={tmp_path / str(every)}"]
+        run_training(load(tiny, *words), Silent())
         ends.append(torch.get_rng_state())
     off, on = (without_times(tmp_path / str(every) / "metrics.jsonl") for every in (0, 1))
     assert torch.equal(*ends) and any("ledger/predicted" in row for row in on)
@@ -222,7 +224,7 @@ def test_looking_changes_nothing(tiny, tmp_path):
 
 
 def test_the_token_record(tiny, tmp_path):
-    train(load(tiny, "method=cegppo", "steps=2", "diagnostics.every=2", f"run_dir={tmp_path / 'run'}"), Silent())
+    run_training(load(tiny, "method=cegppo", "steps=2", "diagnostics.every=2", f"run_dir={tmp_path / 'run'}"), Silent())
     frame = pd.read_parquet(tmp_path / "run" / "tokens" / "step000002.parquet")
     row = read_lines(tmp_path / "run" / "metrics.jsonl")[1]
     assert len(frame) == row["tokens/total"] and set(frame["update"]) == {0, 1}
@@ -243,7 +245,7 @@ def test_the_token_record(tiny, tmp_path):
         "diagnostics.max_tokens=60",
         f"run_dir={tmp_path / 'small'}",
     )
-    train(small, Silent())
+    run_training(small, Silent())
     part = pd.read_parquet(tmp_path / "small" / "tokens" / "step000002.parquet")
     keys = ["prompt_id", "rollout"]
     lengths = frame.groupby(keys).size()
@@ -253,8 +255,8 @@ def test_the_token_record(tiny, tmp_path):
 
 
 def test_surprisal_rule_end_to_end(tiny, tmp_path):
-    train(load(tiny, "steps=1", "diagnostics.classes=surprisal", f"run_dir={tmp_path / 's'}"), Silent())
-    train(load(tiny, "steps=1", f"run_dir={tmp_path / 'p'}"), Silent())
+    run_training(load(tiny, "steps=1", "diagnostics.classes=surprisal", f"run_dir={tmp_path / 's'}"), Silent())
+    run_training(load(tiny, "steps=1", f"run_dir={tmp_path / 'p'}"), Silent())
     s, p = (read_lines(tmp_path / name / "metrics.jsonl")[0] for name in "sp")
     assert s["tokens/pa_hp"] != p["tokens/pa_hp"] and s["tokens/pa_hp"] + s["tokens/pa_lp"] == pytest.approx(
         p["tokens/pa_hp"] + p["tokens/pa_lp"]

@@ -19,7 +19,6 @@ from cegppo.model.policy import Policy
 from cegppo.problems import counts
 from cegppo.record.files import Completions, read_lines
 from cegppo.rollout import Sampling
-from cegppo.rollout.divided import DividedSampler
 from cegppo.rollout.hf import HFSampler
 from cegppo.types import BadInput
 
@@ -47,7 +46,7 @@ def test_maj_at_k_over_blocks():
 def test_what_computes_the_samples_is_part_of_what_their_file_is_called(tiny_model):
     names = set()
     for dtype in ("float32", "bfloat16"):
-        sampler = DividedSampler(HFSampler(Policy.load(tiny_model, "cpu", dtype=dtype), Sampling(seed=0)))
+        sampler = HFSampler(Policy.load(tiny_model, "cpu", dtype=dtype), Sampling(seed=0))
         benchmark = evaluate.Benchmark("b", [], 2, {"temperature": 1.0})
         names.add(evaluate.Evaluator(sampler, [benchmark]).identity(benchmark, 0, ["model"]))
     assert len(names) == 2

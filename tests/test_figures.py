@@ -33,6 +33,7 @@ from analysis import (
     fig_influence,
     fig_law,
     fig_map,
+    fig_phase,
     fig_soak,
     fig_stories,
     fig_trl,
@@ -76,8 +77,9 @@ SWEEPS = {
     "family/coin": ["grpo", "cegppo", "aspo"],
     "family/task": ["grpo", "cegppo"],
     "auto/coin": ["grpo", "auto_above", "bonus_above"],
-    "demo": fig_demo.ARMS,
+    "demo": list(fig_demo.ARMS),
     "cliff": fig_cliff.ARMS,
+    "phase/u16_lr5e-4": list(fig_phase.ARMS),
     "again/coin_large_step": fig_again.ARMS,
     "again/coin_updates16": fig_again.ARMS[:3],
     "stories/coin": fig_stories.ARMS,
@@ -127,15 +129,13 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
         {"step": s, "benchmark": b, "n": 3, "k": 4, "correct": rng.integers(0, 5, 3).tolist()} for s, b in evaluated
     ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-    reward, _, method = folder.parent.name.rpartition("_") if folder.parent.parent.name == "demo" else ("", "", "")
-    arm = {"cegppo": "beta_0.5_1", "high": "beta_0_1", "low": "beta_1_0"}.get(
-        method or folder.parent.name, folder.parent.name
-    )
+    named = {"cegppo": "beta_0.5_1", "high": "beta_0_1", "low": "beta_1_0"}
+    arm = named.get(folder.parent.name, folder.parent.name)
     loss = {"name": "ppo_clip", "eps_low": 0.2, "eps_high": 0.28}
     if arm.startswith("beta_"):
         beta1, beta2 = map(float, arm.split("_")[1:])
         loss |= {"name": "cegppo", "beta1": beta1, "beta2": beta2}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"update": {"beta1": 0.9}, "loss": loss, "reward": reward}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"update": {"beta1": 0.9}, "loss": loss, "reward": ""}))
 
 
 def write_tokens(path: Path, rng: np.random.Generator) -> None:

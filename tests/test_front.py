@@ -19,7 +19,7 @@ from cegppo.record.files import lock, read_lines
 from cegppo.record.keep import keep
 from cegppo.record.read import read_meta, read_metrics
 from cegppo.sweep import command, estimate
-from cegppo.train import train
+from cegppo.train import run_training
 from cegppo.types import BadInput
 
 from .test_config import run
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def trained(tiny, results, *overrides):
     loaded, _ = config.load(tiny, [f"results={results}", "steps=2", *overrides])
-    train(loaded, Silent())
+    run_training(loaded, Silent())
     return loaded.folder
 
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from cegppo import config
-from cegppo.trainer import Trainer
+from cegppo.state import build
+
+from . import steps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 STEPS = 10
@@ -16,8 +18,8 @@ SAME = ("entropy/mean", "accuracy/mean", "length/mean", "clip/low", "clip/high",
 
 def metrics(tiny, where, *overrides):
     given = ["method=cegppo", f"run_dir={where}", f"steps={STEPS}", "diagnostics.every=0", *overrides]
-    trainer = Trainer(config.load(tiny, given)[0])
-    return [trainer.run_step() for _ in range(STEPS)]
+    state = build(config.load(tiny, given)[0])
+    return [steps.step(state) for _ in range(STEPS)]
 
 
 def test_ten_steps_are_the_cpus(tiny, tmp_path):

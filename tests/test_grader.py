@@ -15,7 +15,7 @@ import pytest
 import run
 from cegppo import config
 from cegppo.config import Limits
-from cegppo.problems import completions, counts, grader, reward
+from cegppo.problems import answers, comparison, completions, counts, grader, reward
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,13 +61,13 @@ def test_pairs_that_match_and_pairs_that_do_not():
     "answer, reference, settled",
     [("1,234", "1234", True), ("10,\\! 000", "10{,}000", True), ("\\dfrac{7}{2}", "3.5", True),
     ("-\\frac{7}{2}", "3.5", False),
-     ("12", "13", False), ("12", "1 2", None), ("1  2", "12", None), ("(1,234)", "(1234)", None),
-     ("0.3333333", "1/3", None),
+     ("12", "13", False), ("12", "1 2", None), ("1  2", "12", False), ("(1,234)", "(1234)", None),
+     ("0.3333333", "1/3", True),
      ("\\left(1, 2\\right)", "(1,2)", True), ("\\leftarrow", "arrow", None), ("$5$.", "5", True), ("", "5", False),
      ("x", "5", None)],
 )  # fmt: skip
 def test_what_is_settled_without_sympy(answer, reference, settled):
-    assert reward.quick(answer, reference) is settled
+    assert comparison.quick(answer, reference) is settled
 
 
 def test_hostile_answers_cost_their_own_time_and_nothing_else():
@@ -148,6 +148,24 @@ def test_killed_workers_are_replaced_and_die_with_their_parent():
     assert gone(child) and pool.grade([pair]) == [True] and len(pool.started) == 2
 
 
+@pytest.mark.parametrize("kind, request_", [("instructions", ("a", "p", ["punctuation:no_comma"], [{}])),
+                                            ("task", ("chain_sum", "1", {"answer": "1"}))])  # fmt: skip
+def test_other_workers_end_with_the_asking_process(kind, request_):
+    """Libraries that they load keep threads and references, and a child ignores SIGTERM."""
+    code = "import sys; from cegppo.problems import grader; from cegppo.config import Limits; "
+    code += (
+        f"print(grader.ask({kind!r}, [{request_!r}], Limits(workers=1)), grader._pool({kind!r}, 5.0, 1024, 1).started)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("[b'") and "?" not in done.stdout, done.stderr
+    (nurse,) = json.loads(done.stdout[done.stdout.rindex("[") :])
+    for _ in range(100):
+        if not Path(f"/proc/{nurse}").exists() or "Z" in Path(f"/proc/{nurse}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"worker {nurse} is still there")
+
+
 def test_workers_die_when_the_asking_process_is_killed():
     code = (
         "from cegppo.problems import grader; p = grader.Pool(2.0, 512, 1); p.grade([('1', 'x')]); print(p.started[0],"
@@ -192,10 +210,13 @@ def test_a_worker_that_cannot_start_is_said_and_not_counted(monkeypatch):
 def test_final_answer_is_linear():
     start = time.monotonic()
     assert (
-        reward.final_answer("\\boxed{" * 200_000) is None
-        and reward.final_answer("\\boxed{7}" + "\\boxed{" * 200_000) == "7"
+        answers.final_answer("\\boxed{" * 200_000) is None
+        and answers.final_answer("\\boxed{7}" + "\\boxed{" * 200_000) == "7"
     )
-    assert reward.quick("." * 1_000_000 + "x", "5") is None and reward.quick("1" + " " * 1_000_000 + "2", "12") is None
+    assert (
+        comparison.quick("." * 1_000_000 + "x", "5") is None
+        and comparison.quick("1" + " " * 1_000_000 + "2", "12") is False
+    )
     assert time.monotonic() - start < 10
 
 
@@ -305,3 +326,31 @@ def test_grading_saved_texts_needs_no_torch():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
         == "False\n"
     )
+
+
+THINKS = "<|User|>What is 2+3?<|Assistant|><think>\n"  # as a template that opens the thinking itself ends
+
+
+@pytest.mark.parametrize("prompt, opened", [(THINKS, ""), ("What is 2+3?", "<think>\n")])
+@pytest.mark.parametrize("verifier", ["answer", "code", "instructions", "none", "rule"])
+def test_what_is_cut_inside_its_thinking_is_truncated_for_every_verifier(verifier, prompt, opened, tmp_path):
+    if verifier == "rule":
+        (tmp_path / "always.py").write_text("def right(prompt, text):\n    return 1.0\n")
+        verifier = f"{tmp_path}/always.py:right"
+    rows = {
+        "code": {"prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"},
+        "instructions": {"prompt": "", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "key": 1},
+    }
+    draft = "So \\boxed{5} or ```python\ndef f():\n    return 1\n``` maybe"
+    asked = Prompt("s/1", "s", prompt, (), "5", None, rows.get(verifier, {}), verifier)
+    cut = Rollout(asked, 0, (), (), "length", opened + draft)
+    assert reward.verdicts([cut]) == [Verdict.TRUNCATED] and not cut.spoken
+    through = Rollout(asked, 0, (), (), "length", opened + draft + "</think>So it is \\boxed{5}")
+    assert through.spoken == "So it is \\boxed{5}"
+    if verifier == "answer":
+        assert reward.verdicts([through]) == [Verdict.CORRECT]
+
+
+def test_a_prompt_that_closes_its_thinking_asks_for_an_answer():
+    asked = Prompt("s/1", "s", "2+3?<think>\n\n</think>\n\n", (), "5")
+    assert reward.verdicts([Rollout(asked, 0, (), (), "length", "\\boxed{5} because")]) == [Verdict.CORRECT]

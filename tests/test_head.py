@@ -4,7 +4,7 @@ repeated backward passes, memory."""
 import pytest
 import torch
 
-from cegppo.model.head import GONE, head_statistics, proxy_logprob, token_statistics
+from cegppo.model.head import GONE, PLAIN, Scaling, head_statistics, proxy_logprob, token_statistics
 
 N, V, H = 37, 301, 24
 BLOCK = 4 * 5 * V  # bytes: blocks of five tokens of the whole (small) vocabulary
@@ -176,6 +176,41 @@ def test_no_block_is_larger_than_asked(monkeypatch):
     head.head_statistics(hidden, weight, token, bias, most_bytes=4 * 64 * 8).logprob_N.sum().backward()
     logits = [v.numel() for v in sizes if v.shape[1] != H]
     assert max(logits) == 64 * 8 and sum(logits) == 2 * N * V
+
+
+SCALINGS = [Scaling(0.125), Scaling(cap=5.0), Scaling(0.5, 3.0)]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scaled_and_bounded_logits(scaling, temperature, width):
+    """Values and gradients as through autograd of the whole logits; tanh' is 0 where they are at
+    their bound."""
+    *made, token = inputs(scale=8.0)
+    hidden, weight, bias = made
+    s = head_statistics(hidden, weight, token, bias, temperature, entropy_grad=True, most_bytes=BLOCK, scaling=scaling)
+    logits = (hidden @ weight.T + bias) * scaling.scale
+    logits = scaling.cap * torch.tanh(logits / scaling.cap) if scaling.cap else logits
+    reference = token_statistics(logits / temperature, token, entropy_grad=True)
+    for name in FIELDS:
+        assert torch.allclose(getattr(s, name), getattr(reference, name), rtol=1e-12, atol=1e-12), name
+    for value, right in zip(gradients(s, made), gradients(reference, made)):
+        assert (value - right).norm() <= 1e-12 * right.norm() and right.norm() > 0
+    plain = head_statistics(hidden, weight, token, bias, temperature, most_bytes=BLOCK)
+    assert (plain.entropy_N - s.entropy_N).abs().max() > 0.1  # which is what was sampled and trained without it
+    least = proxy_logprob(hidden, weight, token, 0.02, bias, temperature, BLOCK, scaling)
+    p_NV = (logits / temperature).softmax(-1)
+    kept_NV = p_NV * (p_NV >= 0.02 * p_NV.amax(-1, keepdim=True))
+    right_NV = (kept_NV / kept_NV.sum(-1, keepdim=True)).log().clamp(min=GONE)
+    assert torch.allclose(least, right_NV.gather(-1, token[:, None])[:, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_bounded_head_by_hand():
+    """cap · tanh(x / cap): x = 5 atanh(0.4) with cap 5 is a logit of 2, with slope 1 − 0.16."""
+    x = torch.tensor([5 * torch.atanh(torch.tensor(0.4, dtype=torch.float64))])
+    assert Scaling(cap=5.0)(x).item() == pytest.approx(2.0) and Scaling(0.25)(x).item() == pytest.approx(x.item() / 4)
+    assert float(Scaling(cap=5.0).slope(torch.tensor(2.0))) == pytest.approx(0.84)
+    assert PLAIN(x) is x and PLAIN.slope(x) == 1.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

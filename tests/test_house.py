@@ -13,32 +13,38 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cegppo import config, losses
-from cegppo.configured import knobs_of
+from cegppo.schedules import Schedules
 
 ROOT = Path(__file__).resolve().parent.parent
 # Every file of the package, in order: it may import only what stands before it.
 ORDER = """
-types knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
+types terminal knobs losses.* objective controllers controllers.adaptive_bonus controllers.cegppo_auto
 controllers.entrocraft controllers.entropic controllers.oscillating controllers.polarity controllers.positive_weight
 controllers.repo_r controllers.stare explore explore.aepo explore.improper explore.oger explore.uec_rl
-instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.ledger instrument.tokens
+instrument.entropy instrument.tally instrument.optimizers instrument.parts instrument.derivative
+instrument.ledger instrument.tokens
 plugins plugins.batch plugins.verl_names plugins.verl plugins.verl_entry
-ranks shipped config.recipe config.schema config.reference config.checks config.values config.layers config
-config.__main__
-record.files record.pack record.read record.keep record.aside record.seen record.provenance record.again
-record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
-problems.grader problems.sandbox problems.programs problems.instructions problems.harmless
+ranks shipped masking config.recipe config.schema config.reference config.checks config.reading config.values
+config.layers
+config config.__main__
+record.files record.names record.tables record.pack record.read record.keep record.aside record.seen
+record.provenance record.again record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
+record.fork
+problems.grader problems.judges problems.sandboxed problems.sandbox problems.programs problems.instructions
+problems.harmless
+problems.answers problems.units problems.notation problems.comparison
 problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
-model.parallel model.lora model.head plugins.verl_statistics model.attention model.bins model.policy model.gguf
+model.parallel model.lora model.head plugins.verl_statistics model.traits model.attention model.cache model.bins
+model.policy model.gguf
 model.critic model.optimizer model.memory
-rollout rollout.hf rollout.vllm rollout.divided rollout.behaviours rollout.collect rollout.probe
-configured checkpoint evaluate update metrics trainer curves train
+rollout rollout.hf rollout.vllm rollout.engines rollout.probe rollout.stale
+schedules checkpoint evaluate metrics gradient state batch log stop train curves
 sweep.launch sweep.verl sweep.description sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
-verbs verbs.report verbs.train verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff verbs.keep
-verbs.advise cli __main__
+verbs verbs.report verbs.train verbs.fork verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff
+verbs.keep measure verbs.advise cli __main__
 """.split()
 
 
@@ -88,10 +94,12 @@ def test_import_order(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda p: p.name)
 def test_analysis_reads_files_only(path):
-    """The garden: no torch, no scipy and nothing of the package."""
+    """No torch, no scipy, and of the package its record alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = named_modules(node)
-        assert not {n.split(".")[0] for n in names} & {"torch", "transformers", "scipy", "cegppo"}, path
+        assert not {n.split(".")[0] for n in names} & {"torch", "transformers", "scipy"}, path
+        of_package = [n for n in names if n.split(".")[0] == "cegppo"]
+        assert all(n.startswith("cegppo.record") for n in of_package), path
 
 
 EXPERIMENTS = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "experiments" / "regimes").glob("*.yaml")])
@@ -110,7 +118,9 @@ def test_every_method_loads_on_the_testbed(name):
     loaded, _ = config.load(ROOT / "experiments" / "testbed.yaml", [f"method={name}"])
     assert loaded.method == name and loaded.arm == name
     first = lambda value: value[0][1] if isinstance(value, list) else value  # of a schedule
-    assert knobs_of(loaded).at(0) == {k: first(v) for k, v in loaded.loss.items() if k != "name"}
+    assert {k: v for k, v in Schedules(loaded).at(0).items() if k.startswith("loss.")} == {
+        f"loss.{k}": first(v) for k, v in loaded.loss.items() if k != "name"
+    }
 
 
 def test_every_loss_has_a_method():
@@ -165,6 +175,7 @@ CORE = [
     "objective",
     "instrument.entropy",
     "instrument.tally",
+    "instrument.derivative",
     "instrument.ledger",
     "instrument.tokens",
     "plugins.batch",
@@ -204,7 +215,7 @@ def test_the_core_imports_with_torch_and_numpy_alone(name):
 def test_every_metric_of_a_run_is_in_the_glossary(tiny, tmp_path):
     """docs/metrics.md has a row for every key that any method logs."""
     from cegppo.record.files import read_lines
-    from cegppo.train import train
+    from cegppo.train import run_training
 
     from .test_train import Silent
 
@@ -223,9 +234,26 @@ def test_every_metric_of_a_run_is_in_the_glossary(tiny, tmp_path):
     ]
     for method in ("cegppo", "ppo"):
         loaded, _ = config.load(tiny, [f"method={method}", f"run_dir={tmp_path / method}", *extra])
-        train(loaded, Silent())
+        run_training(loaded, Silent())
         logged = {key for row in read_lines(tmp_path / method / "metrics.jsonl") for key in row}
         assert logged <= known, f"not in docs/metrics.md: {sorted(logged - known)}"
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Lines of each function of a file."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    return {n.name: n.end_lineno - n.lineno + 1 for n in tree if isinstance(n, ast.FunctionDef)}
+
+
+def test_the_step_is_on_one_page():
+    """`train` has everything that happens in a step, in order, and nothing hands it on."""
+    lines = functions(ROOT / "cegppo" / "train.py")
+    assert lines.pop("train") <= 90 and max(lines.values()) <= 60
+    source = (ROOT / "cegppo" / "train.py").read_text()
+    order = ["sample_groups", "make_batch", "split_evenly", "weighted_gradient", "optimizer.step", "train_critic",
+             "log.step", "evaluator.run", "log.checkpoint"]  # fmt: skip
+    places = [source.index(f"{name}(", source.index("def train(")) for name in order]
+    assert places == sorted(places)
 
 
 def late_attributes(path: Path) -> list[str]:

@@ -7,15 +7,16 @@ import torch
 
 from cegppo import config
 from cegppo.record.files import read_lines
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import BadInput
 
+from . import steps
 from .test_train import Silent, load, without_times
 
 
 def rates(tiny, folder, *overrides):
-    train(load(tiny, "eval_every=0", f"run_dir={folder}", *overrides), Silent())
+    run_training(load(tiny, "eval_every=0", f"run_dir={folder}", *overrides), Silent())
     return [row["lr"] for row in read_lines(folder / "metrics.jsonl")]
 
 
@@ -34,11 +35,11 @@ def test_a_rise_and_a_fall_as_one_schedule(tiny, tmp_path):
 
 def test_a_rate_of_zero_moves_nothing(tiny):
     """What is logged is what the optimizer goes by."""
-    trainer = Trainer(load(tiny, "steps=4", "update.lr=[[0, 0.0], [1, 0.01]]", "diagnostics.every=0"))
-    weights = lambda: torch.cat([p.detach().flatten().clone() for p in trainer.policy.model.parameters()])
+    state = build(load(tiny, "steps=4", "update.lr=[[0, 0.0], [1, 0.01]]", "diagnostics.every=0"))
+    weights = lambda: torch.cat([p.detach().flatten().clone() for p in state.policy.model.parameters()])
     before = weights()
-    assert trainer.run_step()["lr"] == 0 and torch.equal(weights(), before)
-    assert trainer.run_step()["lr"] == 0.01 and not torch.equal(weights(), before)
+    assert steps.step(state)["lr"] == 0 and torch.equal(weights(), before)
+    assert steps.step(state)["lr"] == 0.01 and not torch.equal(weights(), before)
 
 
 class Interrupting(Silent):
@@ -55,16 +56,16 @@ def test_a_resumed_run_is_the_same(tiny, tmp_path):
         "update.lr=[[0, 0.001], [100%, 0.0, cosine]]",
         "critic.lr=[[0, 0.01], [40%, 0.001]]",
     ]
-    train(load(tiny, *words, f"run_dir={tmp_path / 'whole'}"), Silent())
+    run_training(load(tiny, *words, f"run_dir={tmp_path / 'whole'}"), Silent())
     again = load(tiny, *words, f"run_dir={tmp_path / 'twice'}")
     with pytest.raises(KeyboardInterrupt):
-        train(again, Interrupting())
-    train(again, Silent())
+        run_training(again, Interrupting())
+    run_training(again, Silent())
     rows = without_times(tmp_path / "whole" / "metrics.jsonl")
     assert without_times(tmp_path / "twice" / "metrics.jsonl") == rows
     assert [row["critic/lr"] for row in rows] == [0.01, 0.01, 0.001, 0.001, 0.001]
     with pytest.raises(BadInput, match="holds another run: "):  # 40 % of a longer run is another step
-        train(load(tiny, *words, "steps=10", f"run_dir={tmp_path / 'whole'}"), Silent())
+        run_training(load(tiny, *words, "steps=10", f"run_dir={tmp_path / 'whole'}"), Silent())
 
 
 def test_a_schedule_is_what_it_is_by_steps(tiny):

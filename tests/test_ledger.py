@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cegppo import losses
+from cegppo.batch import split_evenly
 from cegppo.instrument.entropy import BY_PROBABILITY, CLASSES
 from cegppo.instrument.ledger import Ledger
 from cegppo.instrument.tally import Tally
@@ -20,11 +21,11 @@ from cegppo.model.head import token_statistics
 from cegppo.model.policy import Room
 from cegppo.objective import Objective, Terms
 from cegppo.record.files import read_lines
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import TokenBatch
-from cegppo.update import update
 
+from . import steps
 from .test_train import Silent, gradient, load, moved
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,9 @@ class SmallPolicy:
 
         return nullcontext()
 
+    def score_bytes(self, x):
+        return 0
+
     def batch(self, spread=0.5):
         """Twelve rows in four groups, a third with A = 0, ratios on both sides of the clip."""
         generator = torch.Generator().manual_seed(3)
@@ -81,7 +85,7 @@ def step(policy, optimizer, minis, chosen, *, grad_clip=0.0, **options):
     """A looked-at step: (metrics, ledger)."""
     ledger = Ledger(policy, optimizer, minis[0], BY_PROBABILITY, updates=len(minis), **options)
     for mini in minis:
-        update(policy, optimizer, mini, chosen, Tally(), grad_clip=grad_clip, ledger=ledger)
+        steps.update(policy, optimizer, mini, chosen, Tally(), grad_clip=grad_clip, ledger=ledger)
     return ledger.close(), ledger
 
 
@@ -98,12 +102,12 @@ def test_influence_is_autograd_token_by_token(hidden):
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1)
     chosen = objective(beta1=0.5, beta2=1.0)
     for _ in range(3):
-        update(policy, optimizer, mini, chosen, Tally(), grad_clip=0.05)
+        steps.update(policy, optimizer, mini, chosen, Tally(), grad_clip=0.05)
     s = policy.statistics(mini, entropy_grad=True)
     parameters = list(policy.model.parameters())
     slope = torch.autograd.grad(s.entropy_N.mean(), parameters, retain_graph=True)
     per_token = [flat(torch.autograd.grad(value, parameters, retain_graph=True)) for value in s.logprob_N]
-    made, ledger = step(policy, optimizer, [mini], chosen, grad_clip=0.05, stride=1e-5)
+    made, ledger = step(policy, optimizer, [mini], chosen, grad_clip=0.05)
     t = optimizer.state[parameters[0]]["step"].item()
     second = flat([optimizer.state[p]["exp_avg_sq"] for p in parameters])
     d = -3e-3 / (1 - 0.9**t) * 0.1 / ((second / (1 - 0.98**t)).sqrt() + 1e-8) * made["ledger/clip_factor"]
@@ -132,7 +136,7 @@ def test_parameters_and_gradients_are_what_they_were(monkeypatch, exact):
     mini = policy.batch()
     ledger = Watched(policy, optimizer, mini, BY_PROBABILITY, updates=2, apart=True)
     for _ in range(2):
-        update(policy, optimizer, mini, objective(), Tally(), ledger=ledger)
+        steps.update(policy, optimizer, mini, objective(), Tally(), ledger=ledger)
     kept = [p.detach().clone() for p in policy.model.parameters()]
     ledger.close()
     assert seen == [True, True] and torch.equal(flat(kept), flat(policy.model.parameters()))
@@ -170,7 +174,7 @@ def test_what_momentum_carries_within_a_step_is_attributed(monkeypatch, exact):
     mini = policy.batch()
     minis = [mini.rows(torch.arange(start, start + 6)) for start in (0, 3, 6, 0)]
     for _ in range(30):  # momentum from before the step
-        update(policy, optimizer, mini, chosen, Tally())
+        steps.update(policy, optimizer, mini, chosen, Tally())
     # By hand, on a copy.
     state = {k: v.clone() for k, v in policy.model.state_dict().items()}
     saved = optimizer.state_dict()
@@ -184,7 +188,7 @@ def test_what_momentum_carries_within_a_step_is_attributed(monkeypatch, exact):
         s = policy.statistics(minis[0], entropy_grad=True)  # the probe
         slope = flat(torch.autograd.grad(s.entropy_N.mean(), parameters))
         own = by_class(policy, part, chosen)
-        update(policy, optimizer, part, chosen, Tally())
+        steps.update(policy, optimizer, part, chosen, Tally())
         t = optimizer.state[parameters[0]]["step"].item()
         second = flat([optimizer.state[p]["exp_avg_sq"] for p in parameters])
         scale = -1e-4 / (1 - 0.9**t) / ((second / (1 - 0.98**t)).sqrt() + 1e-8)
@@ -195,7 +199,7 @@ def test_what_momentum_carries_within_a_step_is_attributed(monkeypatch, exact):
             moment[name] = 0.9 * moment[name] + 0.1 * own[name]
     policy.model.load_state_dict(state)
     optimizer.load_state_dict(saved)
-    made, ledger = step(policy, optimizer, minis, chosen, stride=1e-5)
+    made, ledger = step(policy, optimizer, minis, chosen)
     assert made["ledger/carried_exact"] == exact and made["ledger/updates"] == 4
     size = max(map(abs, carried.values()))
     for name in CLASSES[1:]:
@@ -217,7 +221,7 @@ def test_with_sgd_the_remainder_is_of_second_order():
     for lr in (2.0, 1.0, 0.5):
         policy = SmallPolicy()
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=lr)
-        m, _ = step(policy, optimizer, [policy.batch()], objective(beta1=0.5, beta2=1.0), grad_clip=0.05, stride=1e-5)
+        m, _ = step(policy, optimizer, [policy.batch()], objective(beta1=0.5, beta2=1.0), grad_clip=0.05)
         assert m["ledger/clip_factor"] < 0.5 and m["ledger/predicted_momentum"] == pytest.approx(0, abs=1e-12)
         parts = sum(m[f"ledger/predicted_{name}"] for name in CLASSES[1:])
         assert parts == pytest.approx(m["ledger/predicted"], rel=1e-6)
@@ -237,8 +241,8 @@ def test_parts_of_one_update(tmp_path):
     mini = policy.batch().but(correct_B=torch.arange(B).remainder(2).double())
     chosen = objective(terms=EXTRA, beta1=0.5, beta2=1.0)
     for _ in range(3):
-        update(policy, optimizer, mini, chosen, Tally(), grad_clip=0.05)
-    m, _ = step(policy, optimizer, [mini, mini], chosen, grad_clip=0.05, apart=True, stride=1e-5)
+        steps.update(policy, optimizer, mini, chosen, Tally(), grad_clip=0.05)
+    m, _ = step(policy, optimizer, [mini, mini], chosen, grad_clip=0.05, apart=True)
     assert m["ledger/gradient_residual"] < 1e-12 and m["ledger/step_residual"] < 1e-8
     assert m["ledger/predicted_other"] != 0 and m["ledger/predicted_decay"] != 0
     for name in (*CLASSES[1:], "momentum", "decay", "other"):
@@ -263,7 +267,7 @@ def test_the_lever_of_grpo_is_what_cegppo_would_do(betas, kind):
         place = torch.arange(T).expand(B, T)  # a sampler that is off in places
         mini = mini.but(sampler_logprob_BT=mini.old_logprob_BT - 0.3 * (place % 3) * mini.mask_BT)
         chosen = objective(name, terms=dict(correction=kind, correction_high=1.5), **knobs)
-        made[name], _ = step(policy, optimizer, [mini], chosen, stride=1e-5)
+        made[name], _ = step(policy, optimizer, [mini], chosen)
     grpo, ours = made["ppo_clip"], made["cegppo"]
     low, high = grpo["ledger/lever_low"], grpo["ledger/lever_high"]
     assert abs(low) > 1e-6 and abs(high) > 1e-6 and abs(low - high) > 1e-6
@@ -280,15 +284,15 @@ def test_the_lever_in_logit_space(tiny):
     by side, and a hand-made sum."""
     tallies = {}
     for name, keys in (("grpo", []), ("cegppo", ["loss.beta1=0.5", "loss.beta2=0.75"])):
-        trainer = Trainer(load(tiny, f"method={name}", *keys))
-        mini = moved(trainer, trainer.batch(trainer.collect(0)))
-        _, tally, _ = gradient(trainer, mini, 300)
+        state = build(load(tiny, f"method={name}", *keys))
+        mini = moved(state, steps.batch(state))
+        _, tally, _ = gradient(state, mini, 300)
         tallies[name] = tally.metrics(1)
     grpo, ours = tallies["grpo"], tallies["cegppo"]
     assert ours["dentropy/predicted_clip_low"] == pytest.approx(0.5 * grpo["lever/low"], rel=1e-5)
     assert ours["dentropy/predicted_clip_high"] == pytest.approx(0.75 * grpo["lever/high"], rel=1e-5)
     assert grpo["dentropy/predicted_clip_low"] == grpo["dentropy/predicted_clip_high"] == 0
-    now = trainer.policy.evaluate(mini)
+    now = state.policy.evaluate(mini)
     logp, h, a = (v.double() for v in (now["logprob_BT"], now["entropy_BT"], mini.advantage_BT))
     q = logp.exp() * (logp + h)
     term = q - (now["sum_p2_logp_BT"] + h * now["sum_p2_BT"])
@@ -310,12 +314,12 @@ def test_grad_norm_and_losses_are_what_they_say(tiny):
     value."""
     extra = ["update.kl_coef=0.1", "update.entropy_coef=0.01", "update.grad_clip=0.01"]
     settings = load(tiny, "method=cegppo", *extra)
-    trainer, other = Trainer(settings), Trainer(settings)
-    m = trainer.run_step()
-    x = other.batch(other.collect(0))
+    state, other = build(settings), build(settings)
+    m = steps.step(state)
+    x = steps.batch(other)
     norms, sums = [], {}
     optimizer = other.optimizer
-    for mini in other.mini_batches(x):
+    for mini in split_evenly(settings, x, steps.now(other), 0):
         s = other.policy.statistics(mini, entropy_grad=True)
         inside = mini.mask_BT.bool()
         a, old, ref = mini.advantage_BT[inside], mini.old_logprob_BT[inside], mini.ref_logprob_BT[inside]
@@ -358,7 +362,7 @@ def test_looking_at_some_tokens_is_an_estimate_of_all():
     for key, choose in (("all", None), ("some", lambda _: rows)):
         policy = SmallPolicy()
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
-        found[key] = step(policy, optimizer, [mini], objective(), choose=choose, stride=1e-5)
+        found[key] = step(policy, optimizer, [mini], objective(), choose=choose)
     (whole, all_seen), (some, seen) = found["all"], found["some"]
     share = float(mini.rows(rows).mask_BT.sum() / mini.mask_BT.sum())
     assert some["ledger/looked"] == pytest.approx(share) and whole["ledger/looked"] == 1
@@ -381,7 +385,7 @@ def test_sides_and_classes_are_not_mixed_up():
     old[0, 0] += 1.0  # ratio e^−1
     mini = mini.but(advantage_BT=one, old_logprob_BT=old)
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
-    m, ledger = step(policy, optimizer, [mini], objective(beta1=0.25, beta2=1.0), stride=1e-5)
+    m, ledger = step(policy, optimizer, [mini], objective(beta1=0.25, beta2=1.0))
     j, tokens = float(ledger.seen[0].influence_BT[0, 0]), float(mini.mask_BT.sum())
     assert m["ledger/lever_high"] == 0 and m["ledger/lever_low"] == pytest.approx(0.8 / tokens * j)
     assert m["ledger/predicted_clip_low"] == pytest.approx(0.25 * 0.8 / tokens * j)
@@ -396,7 +400,7 @@ def test_the_ledger_of_a_real_run(tiny, tmp_path):
         "method=cegppo", "steps=4", "diagnostics.every=2", "diagnostics.parts=true", "update.weight_decay=0.01",
         "update.nll_coef=0.1", "update.entropy_coef=0.01",
     ]  # fmt: skip
-    train(load(tiny, *options, f"run_dir={tmp_path / 'run'}"), Silent())
+    run_training(load(tiny, *options, f"run_dir={tmp_path / 'run'}"), Silent())
     rows = [row for row in read_lines(tmp_path / "run" / "metrics.jsonl") if "ledger/predicted" in row]
     assert [row["step"] for row in rows] == [2, 4]
     for m in rows:
@@ -412,7 +416,7 @@ def test_the_ledger_of_a_real_run(tiny, tmp_path):
 def test_the_token_record_holds_the_ledger(tiny, tmp_path):
     """`dentropy_exact` by class is `ledger/predicted_<class>`; the text of a response is all
     there."""
-    train(load(tiny, "method=cegppo", "steps=2", "diagnostics.every=2", f"run_dir={tmp_path / 'run'}"), Silent())
+    run_training(load(tiny, "method=cegppo", "steps=2", "diagnostics.every=2", f"run_dir={tmp_path / 'run'}"), Silent())
     frame = pd.read_parquet(tmp_path / "run" / "tokens" / "step000002.parquet")
     m = read_lines(tmp_path / "run" / "metrics.jsonl")[1]
     size = sum(abs(m[f"ledger/predicted_{name}"]) for name in CLASSES[1:])
@@ -430,10 +434,10 @@ def test_the_token_record_holds_the_ledger(tiny, tmp_path):
     assert (first.groupby(keys)["prompt"].nunique() == 1).all() and set(frame["verdict"]) <= {
         "correct", "wrong", "no_answer", "truncated", "grader_error",
     }  # fmt: skip
-    trainer = Trainer(load(tiny))
+    state = build(load(tiny))
     for _, response in first.groupby(keys):
         response = response.sort_values("position")
-        assert "".join(response["text"]) == trainer.policy.tokenizer.decode(response["token_id"].tolist())
+        assert "".join(response["text"]) == state.policy.tokenizer.decode(response["token_id"].tolist())
 
 
 def test_differences_are_taken_in_float32_where_the_run_computes_in_bfloat16(tiny):
@@ -445,16 +449,16 @@ def test_differences_are_taken_in_float32_where_the_run_computes_in_bfloat16(tin
         "diagnostics.every=1",
         "updates_per_step=2",
     )
-    trainer = Trainer(settings)
-    assert trainer.run_step()["ledger/influence_residual"] < 0.1  # the gradient itself is of bfloat16 products
-    policy = trainer.policy
-    x = trainer.batch(trainer.collect(0))
+    state = build(settings)
+    assert steps.step(state)["ledger/influence_residual"] < 0.1  # the gradient itself is of bfloat16 products
+    policy, state.step = state.policy, 0  # as at the start, whose rounding the bound below is for
+    x = steps.batch(state)
     narrow = policy.evaluate(x)["logprob_BT"]
     with policy.exactly():
         assert not policy.bfloat16 and not policy.packing
         exact = policy.evaluate(x)["logprob_BT"]
     assert policy.bfloat16 and policy.packing
-    plain = Trainer(load(tiny)).policy
+    plain = build(load(tiny)).policy
     plain.model.load_state_dict(policy.model.state_dict())
     wide = plain.evaluate(x)["logprob_BT"]
     assert (exact - wide).abs().max() < 1e-6 < 1e-3 < (narrow - wide).abs().max()
@@ -463,7 +467,7 @@ def test_differences_are_taken_in_float32_where_the_run_computes_in_bfloat16(tin
 def test_what_is_recorded_is_looked_at_first(tiny, tmp_path):
     """A record smaller than the tokens looked at has an influence in every row."""
     options = ["diagnostics.every=1", "diagnostics.influence_tokens=40", "diagnostics.max_tokens=25", "steps=1"]
-    train(load(tiny, *options, f"run_dir={tmp_path / 'run'}"), Silent())
+    run_training(load(tiny, *options, f"run_dir={tmp_path / 'run'}"), Silent())
     frame = pd.read_parquet(tmp_path / "run" / "tokens" / "step000001.parquet")
     (m,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert len(frame) > 5 and frame["influence"].notna().all() and 0 < m["ledger/looked"] < 1
@@ -479,24 +483,23 @@ from cegppo.instrument.entropy import BY_PROBABILITY
 from cegppo.instrument import ledger as module
 from cegppo.instrument.ledger import Ledger
 from cegppo.instrument.tally import Tally
-from cegppo.update import update
 import resource
 module.EXACT_BYTES = 0
 policy = SmallPolicy({width}, depth={depth}, dtype=torch.float32)  # hardly any tokens
 one = sum(p.numel() * 4 for p in policy.model.parameters())
 optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-4, foreach=False)
 mini = policy.batch()
-update(policy, optimizer, mini, objective(), Tally())
-update(policy, optimizer, mini, objective(), Tally())
+steps.update(policy, optimizer, mini, objective(), Tally())
+steps.update(policy, optimizer, mini, objective(), Tally())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if {look}:
     ledger = Ledger(policy, optimizer, mini, BY_PROBABILITY, updates=2)
     for _ in range(2):
-        update(policy, optimizer, mini, objective(), Tally(), ledger=ledger)
+        steps.update(policy, optimizer, mini, objective(), Tally(), ledger=ledger)
     ledger.close()
 else:
     for _ in range(2):
-        update(policy, optimizer, mini, objective(), Tally())
+        steps.update(policy, optimizer, mini, objective(), Tally())
 print(before * 1024 / one, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / one)
 """
 

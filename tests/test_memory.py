@@ -14,11 +14,11 @@ from cegppo.model.attention import checkpointed
 from cegppo.model.optimizer import OffloadedAdamW
 from cegppo.model.policy import Policy
 from cegppo.record.files import read_lines
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import BadInput, Prompt, Rollout
-from cegppo.update import update
 
+from . import steps
 from .test_train import Silent, objective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def gradients(p: Policy, tiny, x) -> list[torch.Tensor]:
     chosen = objective(loaded(tiny, "update.grad_clip=0", "update.entropy_coef=0.1"))
     from cegppo.instrument.tally import Tally
 
-    update(p, torch.optim.SGD(p.model.parameters(), lr=0.0), x, chosen, Tally())
+    steps.update(p, torch.optim.SGD(p.model.parameters(), lr=0.0), x, chosen, Tally())
     return [v.grad.clone() for v in p.model.parameters()]
 
 
@@ -186,7 +186,7 @@ def test_the_estimate_by_hand(tiny):
 def test_what_cannot_fit_is_refused_with_numbers(tiny):
     big = loaded(tiny, "update.micro_batch_tokens=100000000000", "data.max_prompt_tokens=1000000000")
     with pytest.raises(BadInput) as raised:
-        Trainer(big)
+        build(big)
     message = str(raised.value)
     assert "\n" not in message and "activations" in message and "cpu has" in message
     assert "model.gradient_checkpointing=true" in message and "update.micro_batch_tokens" in message
@@ -236,7 +236,7 @@ def test_a_run_with_every_switch(tiny, tmp_path):
     )
     rows = {}
     for name, more in (("plain", ()), ("switches", switches), ("bfloat16", (*switches, "model.dtype=bfloat16"))):
-        train(loaded(tiny, *plain, *more, f"run_dir={tmp_path / name}"), Silent())
+        run_training(loaded(tiny, *plain, *more, f"run_dir={tmp_path / name}"), Silent())
         rows[name] = read_lines(tmp_path / name / "metrics.jsonl")[0]
     for key, value in rows["plain"].items():
         if not key.startswith("time/") and not key.endswith("residual"):
@@ -429,7 +429,8 @@ def test_a_run_that_ran_out_of_memory_goes_on(tiny, tmp_path, scarce, method):
     words += ["diagnostics.parts=true", "eval_every=0", "wandb.mode=disabled"]
     # A pass has the tokens that `scarce` counts, and the first is of the whole batch.
     words += ["model.packing=never", "rollout.old_logprobs=recompute"]
-    run = lambda name, *more: train(config.load(tiny, [*words, f"run_dir={tmp_path / name}", *more])[0], Silent())
+    asked = lambda name, *more: config.load(tiny, [*words, f"run_dir={tmp_path / name}", *more])[0]
+    run = lambda name, *more: run_training(asked(name, *more), Silent())
     # The ledger sorts tokens into classes by a pass of its own: one at the bound may go to either.
     either = lambda k: k.startswith("ledger/") and k.endswith(("_hp", "_lp"))
     lines = lambda name: [

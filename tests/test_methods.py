@@ -9,7 +9,7 @@ import torch
 
 from cegppo import config, losses
 from cegppo.record.files import read_lines
-from cegppo.train import train
+from cegppo.train import run_training
 
 from .losses.batches import evaluated, ragged
 from .test_train import Silent, without_times
@@ -33,7 +33,7 @@ def test_three_steps(tiny, tmp_path, method):
     text = (ROOT / "docs" / "metrics.md").read_text()
     settings = ["updates_per_step=4", "update.lr=5e-3", "eval_every=0", f"run_dir={tmp_path / 'run'}"]
     loaded, _ = config.load(tiny, [f"method={method}", *settings])
-    train(loaded, Silent())
+    run_training(loaded, Silent())
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert len(lines) == 3
     always = {key for key in lines[0] if not MAY_LACK.fullmatch(key)}
@@ -41,7 +41,7 @@ def test_three_steps(tiny, tmp_path, method):
         assert all(value is not None and math.isfinite(value) for value in line.values())
         assert {key for key in line if not MAY_LACK.fullmatch(key)} == always
         assert line["ratio/max"] > line["ratio/min"] and line["grad/norm"] > 0
-    train(config.load(tiny, [f"method={method}", *settings, f"run_dir={tmp_path / 'again'}"])[0], Silent())
+    run_training(config.load(tiny, [f"method={method}", *settings, f"run_dir={tmp_path / 'again'}"])[0], Silent())
     assert without_times(tmp_path / "again" / "metrics.jsonl") == without_times(tmp_path / "run" / "metrics.jsonl")
     own = {key for key in always if key.startswith("fact/")}
     assert all(f"`{key}`" in text for key in own), own
@@ -55,7 +55,7 @@ def test_the_loss_that_the_docs_show_runs_as_it_stands(tiny, tmp_path, monkeypat
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     settings = ["updates_per_step=4", "update.lr=5e-3", "eval_every=0", f"run_dir={tmp_path / 'run'}"]
     loaded, _ = config.load(tiny, ["loss.name=tapered", "loss.tau=[[0, 0.2], [2, 0.05]]", *settings])
-    train(loaded, Silent())
+    run_training(loaded, Silent())
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["knob/tau"] for line in lines] == [0.2, 0.2, 0.05] and any(line["fact/tapered"] for line in lines)
     # Its limits, as its docstring says.

@@ -22,7 +22,7 @@ from cegppo.record.files import read_lines
 from cegppo.record.histograms import histograms
 from cegppo.record.mirror import Mirror, Shown
 from cegppo.record.to_wandb import run_id
-from cegppo.train import train
+from cegppo.train import run_training
 
 from .test_train import Silent, load, without_times
 
@@ -80,7 +80,7 @@ def mirrored(tiny_text, tmp_path_factory):
     (root / "tiny.yaml").write_text(tiny_text)
     words = ["steps=4", LOOKED_AT, "wandb.mode=offline", "wandb.tags=[mine]", "wandb.token_rows=7"]
     loaded = load(root / "tiny.yaml", *words, "wandb.token_files=true", "tensorboard=true", f"run_dir={root / 'run'}")
-    assert train(loaded, Silent()) == "finished"
+    assert run_training(loaded, Silent()) == "finished"
     return root / "run"
 
 
@@ -150,7 +150,7 @@ def test_the_panels_that_are_documented_are_logged(mirrored):
 
 def test_one_run_of_wandb_however_often_it_resumes(tiny, tmp_path):
     folder = tmp_path / "run"
-    go = lambda steps: train(load(tiny, f"steps={steps}", "wandb.mode=offline", f"run_dir={folder}"), Silent())
+    go = lambda steps: run_training(load(tiny, f"steps={steps}", "wandb.mode=offline", f"run_dir={folder}"), Silent())
     go(1)
     first = (folder / "wandb" / "id").read_text()
     time.sleep(1.1)  # wandb names a folder by the second
@@ -178,7 +178,7 @@ def test_an_unreachable_wandb_stops_nothing(tiny, tmp_path, monkeypatch, capfd, 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(mirror, "PATIENCE", 5)
     loaded = load(tiny, "steps=4", LOOKED_AT, "wandb.mode=online", f"run_dir={tmp_path / 'on'}")
-    assert train(loaded, Silent()) == "finished"
+    assert run_training(loaded, Silent()) == "finished"
     assert "wandb (online) cannot start" in capfd.readouterr().err
     assert without_times(tmp_path / "on" / "metrics.jsonl") == without_times(mirrored / "metrics.jsonl")
     (path,) = offline(tmp_path / "on")  # goes on without the network, under the same id
@@ -195,7 +195,7 @@ def test_online_without_a_key_asks_nobody(tmp_path, tiny, monkeypatch, capfd):
     monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be
     monkeypatch.setattr(wandb, "login", lambda prompt: False if not prompt else pytest.fail("asked"))
     folder = tmp_path / "run"
-    assert train(load(tiny, "steps=1", "wandb.mode=online", f"run_dir={folder}"), Silent()) == "finished"
+    assert run_training(load(tiny, "steps=1", "wandb.mode=online", f"run_dir={folder}"), Silent()) == "finished"
     assert "wandb (online) cannot start: no key; `wandb login` asks for it" in capfd.readouterr().err
     assert list(history(*offline(folder))) == [0, 1]
 
@@ -219,7 +219,7 @@ def test_a_stuck_wandb_neither_stops_nor_delays_a_run(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(mirror, "WAITING", 2)
     folder = tmp_path / "run"
     start = time.monotonic()
-    assert train(load(tiny, "steps=6", "wandb.mode=offline", f"run_dir={folder}"), Silent()) == "finished"
+    assert run_training(load(tiny, "steps=6", "wandb.mode=offline", f"run_dir={folder}"), Silent()) == "finished"
     took = time.monotonic() - start
     stuck.released.set()
     assert took < 30 and len(read_lines(folder / "metrics.jsonl")) == 6
@@ -276,7 +276,7 @@ def test_tensorboard_goes_on_where_the_run_does(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = tmp_path / "run"
-    go = lambda steps: train(load(tiny, f"steps={steps}", "tensorboard=true", f"run_dir={folder}"), Silent())
+    go = lambda steps: run_training(load(tiny, f"steps={steps}", "tensorboard=true", f"run_dir={folder}"), Silent())
     go(2)
     shutil.copytree(folder / "checkpoints", tmp_path / "kept", symlinks=True)
     go(4)  # and was killed before its last checkpoints were on the disk

@@ -20,7 +20,7 @@ import run
 from cegppo import config
 from cegppo.ranks import _agreed, shares
 from cegppo.record.files import read_lines
-from cegppo.train import train
+from cegppo.train import run_training
 from cegppo.types import BadInput
 
 from . import ranks
@@ -77,7 +77,7 @@ def test_shares_by_hand():
 def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
     options = ["method=cegppo", "steps=9", "checkpoint_every=2"]
     options += ["diagnostics.every=3", "diagnostics.probe=5", "diagnostics.parts=true"]
-    train(config.load(tiny, [*options, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
+    run_training(config.load(tiny, [*options, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
     folder = tmp_path / "divided"
     command = [ROOT / "run.py", "train", tiny, *options, f"run_dir={folder}"]
     process = torchrun(*command)
@@ -92,7 +92,7 @@ def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["status"] == "stopped", said
     assert said.count(f"stopped: {folder}") == 1, said
-    assert train(config.load(tiny, [*options, f"run_dir={folder}"])[0], Silent()) == "finished"
+    assert run_training(config.load(tiny, [*options, f"run_dir={folder}"])[0], Silent()) == "finished"
     assert_same_run(folder, tmp_path / "whole")
     assert [s["ranks"] for s in json.loads((folder / "meta.json").read_text())["sessions"]] == [2, 2, 1]
     for name in ("step000003.parquet", "step000006.parquet"):
@@ -104,8 +104,8 @@ def test_killed_and_stopped_on_two_ranks_and_finished_on_one(tiny, tmp_path):
 def test_begun_on_one_rank_and_finished_on_two(tiny, tmp_path):
     """With a critic and a KL reference; then its evaluation, and the gradient of a mini-batch
     however few rows it has."""
-    train(config.load(tiny, [*ranks.PPO, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
-    train(config.load(tiny, [*ranks.PPO, "steps=2", f"run_dir={tmp_path / 'two'}"])[0], Silent())
+    run_training(config.load(tiny, [*ranks.PPO, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
+    run_training(config.load(tiny, [*ranks.PPO, "steps=2", f"run_dir={tmp_path / 'two'}"])[0], Silent())
     process = torchrun(ROOT / "tests" / "ranks.py", tiny, tmp_path / "two")
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0, said
@@ -130,8 +130,8 @@ def test_exploration_on_two_ranks_is_that_of_one(tiny, tiny_model, tmp_path, nam
     }
     options = [f"method={name}", "prompts_per_step=8", "group_size=2", "eval_every=3", "arm=x"]
     options += [f"explore.{item}" for item in knobs[name]]
-    train(config.load(tiny, [*options, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
-    train(config.load(tiny, [*options, "steps=3", f"run_dir={tmp_path / 'two'}"])[0], Silent())
+    run_training(config.load(tiny, [*options, "steps=4", f"run_dir={tmp_path / 'one'}"])[0], Silent())
+    run_training(config.load(tiny, [*options, "steps=3", f"run_dir={tmp_path / 'two'}"])[0], Silent())
     process = torchrun(ROOT / "run.py", "train", tiny, *options, "steps=4", f"run_dir={tmp_path / 'two'}")
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0, said
@@ -142,7 +142,7 @@ def test_exploration_on_two_ranks_is_that_of_one(tiny, tiny_model, tmp_path, nam
 
 def test_adapters_on_two_ranks_are_those_of_one(tiny, tmp_path):
     options = ["model.lora.rank=2", "update.kl_coef=0.1", "diagnostics.every=2", "diagnostics.probe=5"]
-    train(config.load(tiny, [*options, f"run_dir={tmp_path / 'one'}"])[0], Silent())
+    run_training(config.load(tiny, [*options, f"run_dir={tmp_path / 'one'}"])[0], Silent())
     process = torchrun(ROOT / "run.py", "train", tiny, *options, f"run_dir={tmp_path / 'two'}")
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0, said
@@ -184,7 +184,7 @@ sys.exit(run.main(sys.argv[1:]))
 def test_where_one_rank_ran_out_of_memory_all_begin_again_with_less(tiny, tmp_path):
     """The rank says it and leaves, torchrun ends the other, and starts both again by itself."""
     padded = ["steps=2", "model.packing=never"]  # so that a pass has the tokens that SCARCE counts
-    train(config.load(tiny, [*padded, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
+    run_training(config.load(tiny, [*padded, f"run_dir={tmp_path / 'whole'}"])[0], Silent())
     script, folder = tmp_path / "scarce.py", tmp_path / "divided"
     script.write_text(SCARCE)
     process = torchrun("--max-restarts", "3", script, "train", tiny, *padded, f"run_dir={folder}")

@@ -3,13 +3,15 @@ instrument, however that trainer cuts them up."""
 
 import dataclasses
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from cegppo import losses
 from cegppo.instrument.tally import Tally
 from cegppo.objective import Objective, Terms, weigh
-from cegppo.plugins.batch import known, load, needs, parts, refuse, serve, token_batch
+from cegppo.plugins.batch import known, load, parts, refuse, serve, token_batch
 from cegppo.types import BadInput, TokenBatch
 
 from .losses.batches import ragged
@@ -51,8 +53,7 @@ def token_mean(mask_BT: torch.Tensor, tokens: float):
 
 @pytest.mark.parametrize("name", losses.names())
 def test_what_a_loss_reads_is_known_beforehand(name):
-    plain = {"logprob_BT", "old_logprob_BT", "advantage_BT", "mask_BT", "ratio_BT", "log_ratio_BT", "length_B"}
-    assert needs(load("here", name, {})) - plain == NEEDS.get(name, set())
+    assert load("here", name, {}).needs == NEEDS.get(name, set())
 
 
 @pytest.mark.parametrize("name", losses.names())
@@ -167,3 +168,37 @@ def test_a_wrong_name_or_value_is_one_clear_line(name, knobs, says):
     with pytest.raises(BadInput) as error:
         load("verl", name, knobs)
     assert str(error.value).startswith(says)
+
+
+FIELDS = (
+    "logprob_BT", "old_logprob_BT", "advantage_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT", "old_entropy_BT",
+    "proxy_logprob_BT", "uniform_BT",
+)  # fmt: skip
+JUNK = (float("nan"), float("inf"), -float("inf"), 1e300)
+
+
+def _handed_over(name: str, junk_of: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """(loss, gradient by what a trainer computed, facts) of loss `name`, with junk at the masked
+    places of the fields named."""
+    x, own = measured(), {}
+    inside = x.mask_BT.bool()
+    leaf = x.logprob_BT.detach().requires_grad_()
+    for field in FIELDS:
+        value = leaf + 0 if field == "logprob_BT" else getattr(x, field).detach()
+        own[field] = torch.where(inside, value, junk_of.get(field, 0.0))
+    factor_BT = torch.where(inside, x.mask_BT / 2, junk_of.get("factor", 0.0))
+    first = [own.pop(field) for field in FIELDS[:3]]
+    served = serve(
+        load("there", name, {}, dual_clip=3.0), token_batch(*first, x.mask_BT, **own),
+        token_mean(x.mask_BT, float(x.mask_BT.sum())), factor_BT,
+    )  # fmt: skip
+    return served.loss, torch.autograd.grad(served.loss, leaf)[0], served.facts
+
+
+@pytest.mark.parametrize("name", losses.names())
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(junk_of=st.dictionaries(st.sampled_from([*FIELDS, "factor"]), st.sampled_from(JUNK), min_size=1))
+def test_nothing_at_a_masked_place_reaches_a_loss_or_a_gradient(name, junk_of):
+    (loss, gradient, facts), (right, exact, known_facts) = _handed_over(name, junk_of), _handed_over(name, {})
+    assert torch.equal(loss, right) and torch.equal(gradient, exact) and facts == known_facts
+    assert gradient.isfinite().all() and not gradient[~measured().mask_BT.bool()].any()

@@ -9,10 +9,11 @@ from cegppo import config
 from cegppo.model import memory
 from cegppo.record.files import read_lines
 from cegppo.record.run import newest
-from cegppo.train import train
-from cegppo.trainer import Trainer
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import present
 
+from . import steps
 from .pretend import Pretend, mark
 from .test_train import Silent
 
@@ -52,11 +53,11 @@ def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
     given = ["model.packing=never", "diagnostics.every=1", "steps=2", *given]
     on = lambda device: config.load(tiny, [*given, f"model.device={device}", f"run_dir={tmp_path / device}"])[0]
     with pretend:
-        assert train(on("cuda"), Silent()) == "finished"
-        trainer = Trainer(on("cuda"))
-        trainer.restore(present(newest(tmp_path / "cuda")))
-        trainer.run_step()
-    train(on("cpu"), Silent())
+        assert run_training(on("cuda"), Silent()) == "finished"
+        state = build(on("cuda"))
+        state.restore(present(newest(tmp_path / "cuda")))
+        steps.step(state)
+    run_training(on("cpu"), Silent())
     there, here = lines(tmp_path / "cuda"), lines(tmp_path / "cpu")
     assert len(there) == 2 and [set(row) for row in there] == [set(row) for row in here]
     for a, b in zip(there, here):
@@ -70,9 +71,9 @@ def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
 def test_every_other_method_steps_there(tiny, tmp_path, pretend, method):
     given = [f"method={method}", "diagnostics.every=1", "model.device=cuda", f"run_dir={tmp_path / 'run'}"]
     with pretend:
-        trainer = Trainer(config.load(tiny, given)[0])
-        trainer.begin()
-        assert np.isfinite(list(trainer.run_step().values())).all()
+        state = build(config.load(tiny, given)[0])
+        state.draw_probe()
+        assert np.isfinite(list(steps.step(state).values())).all()
 
 
 def test_it_refuses_what_a_gpu_refuses():

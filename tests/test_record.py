@@ -95,15 +95,6 @@ def test_the_evidence_can_be_carried():
     assert sum(sizes.values()) < 25e6  # what a clone takes with it, 1,200 runs
 
 
-def test_both_sides_of_the_wall_read_the_same(live):
-    from analysis import pack as other
-
-    list(keep(live))
-    assert other.runs(live) == pack.runs(live)
-    for name in (pack.METRICS, pack.EVALUATIONS):
-        assert json.dumps(other.lines(live / name)) == json.dumps(pack.lines(live / name))
-
-
 def test_keep_packs_and_unpack_gives_every_byte_back(live):
     before = files_of(live)
     frame, tests = (

@@ -15,7 +15,7 @@ import torch
 from cegppo import advantage, config, evaluate
 from cegppo.config import Source
 from cegppo.config.recipe import Recipe
-from cegppo.problems import reward, testbed
+from cegppo.problems import answers, notation, reward, testbed
 from cegppo.problems.data import Problems, PromptStream, benchmarks
 from cegppo.types import BadInput, Prompt, Rollout, Verdict
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
     ],
 )
 def test_final_answer(text, answer):
-    assert reward.final_answer(text) == answer
+    assert answers.final_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_final_answer(text, answer):
     ],
 )
 def test_final_answer_elsewhere(text, line, number):
-    assert reward.final_answer(text, "last_line") == line
-    assert reward.final_answer(text, "last_number") == number
+    assert answers.final_answer(text, "last_line") == line
+    assert answers.final_answer(text, "last_number") == number
     prompt = Prompt("s/1", "s", "q", (1,), number or "0", final="last_number")
     verdicts = reward.verdicts([Rollout(prompt, 0, (2,), (0.0,), "stop", text)])
     assert verdicts == [Verdict.NO_ANSWER if number is None else Verdict.CORRECT]
@@ -63,11 +63,11 @@ def test_final_answer_elsewhere(text, line, number):
     "answer, reference, same",
     [("12", "12", True), ("12.0", "12", True), ("1/2", "0.5", True), ("1,234", "1234", True), ("+7", "7", True),
     ("-7", "7", False),
-     ("", "0", False), ("1/0", "1", False), ("x + 1", "x+1", True), ("1e5", "100000", False), ("9" * 5000, "1", False),
+     ("", "0", False), ("1/0", "1", False), ("x + 1", "x+1", True), ("1e5", "100000", True), ("9" * 5000, "1", False),
      ("..", "0", False)],
 )  # fmt: skip
 def test_matches(answer, reference, same):
-    assert reward.matches(answer, reference) is same
+    assert notation.matches(answer, reference) is same
 
 
 def rollout(text, finish="stop", task=None, answer="5", entry=None, tokens=3):

@@ -6,7 +6,7 @@ from analysis import load, report
 from cegppo import config, evaluate
 from cegppo.record import seen
 from cegppo.record.files import read_lines
-from cegppo.train import train
+from cegppo.train import run_training
 
 from .pages import data_of
 from .test_train import Silent
@@ -16,7 +16,7 @@ def test_every_evaluation_of_a_run_leaves_completions(tiny, tmp_path):
     """The samples that eval.jsonl counts; a continued run has each once."""
     for steps in (2, 3):
         loaded, _ = config.load(tiny, [f"run_dir={tmp_path / 'run'}", f"steps={steps}", "eval.k=6"])
-        train(loaded, Silent())
+        run_training(loaded, Silent())
     rows = read_lines(tmp_path / "run" / seen.NAME)
     tests = {row["step"]: row for row in read_lines(tmp_path / "run" / "eval.jsonl")}
     assert [row["step"] for row in rows] == [step for step in tests for _ in range(3)] and len(tests) == 3
@@ -77,7 +77,7 @@ def test_the_file_stays_small(tmp_path, monkeypatch):
 def test_the_report_shows_them_as_text(tiny, tmp_path):
     """A completion with a script tag stays text, and so do prompts, answers and names."""
     loaded, _ = config.load(tiny, [f"run_dir={tmp_path / 'run'}", "steps=1"])
-    train(loaded, Silent())
+    run_training(loaded, Silent())
     evil = '</pre><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
     line = row(1, evil) | {
         "id": f"b/{evil}",

@@ -121,23 +121,23 @@ def test_the_rule_of_the_stories(monkeypatch):
 def test_a_run_is_rewarded_by_a_rule_and_needs_no_benchmark(tiny, tmp_path):
     from cegppo.record.files import read_lines
     from cegppo.record.read import read_meta
-    from cegppo.train import train
+    from cegppo.train import run_training
 
     from .test_train import Silent
 
     (tmp_path / "rules.py").write_text("def short(prompt, text):\n    return 1 / (1 + len(text))\n")
     given = [f"reward={tmp_path / 'rules.py'}:short", "eval.benchmarks=[]", "steps=2", f"run_dir={tmp_path / 'run'}"]
     loaded, _ = config.load(tiny, given)
-    assert train(loaded, Silent()) == "finished"
+    assert run_training(loaded, Silent()) == "finished"
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(0 < row["reward/mean"] < 1 and row["rollout/constant_groups"] < 1 for row in rows)
     first = read_meta(tmp_path / "run")["reward_rule"]
     (tmp_path / "rules.py").write_text("def short(prompt, text):\n    return 1 / (2 + len(text))\n")
-    train(config.load(tiny, [*given[:3], f"run_dir={tmp_path / 'changed'}"])[0], Silent())
+    run_training(config.load(tiny, [*given[:3], f"run_dir={tmp_path / 'changed'}"])[0], Silent())
     assert read_meta(tmp_path / "changed")["reward_rule"] != first
     bad, _ = config.load(tiny, [given[0] + "t", *given[1:3], f"run_dir={tmp_path / 'other'}"])
     with pytest.raises(BadInput, match="no function 'shortt'; did you mean 'short'"):
-        train(bad, Silent())
+        run_training(bad, Silent())
 
 
 def test_a_line_shows_the_reward_where_nobody_says_what_is_right(tiny, capsys):

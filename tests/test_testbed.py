@@ -11,7 +11,7 @@ import pytest
 
 from cegppo import config
 from cegppo.config.recipe import Recipe, Worker
-from cegppo.problems import reward, testbed
+from cegppo.problems import answers, testbed
 from cegppo.types import BadInput
 
 POOL = 1500
@@ -41,7 +41,7 @@ def test_careless_work_goes_on_from_its_slips():
     question, right, _ = testbed.warmup_pool(0, POOL)[0]
     texts = [testbed.worked_solution("chain_sum", question, 0.2, (" so ",), np.ones(1), rng) for _ in range(600)]
     steps = len(testbed.work_out("chain_sum", question)[0])
-    clean = np.mean([reward.final_answer(t) == right for t in texts])
+    clean = np.mean([answers.final_answer(t) == right for t in texts])
     assert abs(clean - 0.8**steps) < 0.08  # slips may cancel, rarely
 
 

@@ -14,16 +14,17 @@ import torch
 
 import run
 from cegppo import config, losses
-from cegppo.configured import knobs_of, objective_of
+from cegppo.batch import split_evenly, with_draws
 from cegppo.instrument.tally import Tally
 from cegppo.model.critic import value_loss
-from cegppo.objective import Objective, aggregation, kl_penalty
+from cegppo.objective import Objective, Terms, aggregation, kl_penalty
 from cegppo.record.files import read_lines
 from cegppo.record.run import Record, checkpoint
-from cegppo.train import train
-from cegppo.trainer import Trainer, with_draws
+from cegppo.state import build
+from cegppo.train import run_training
 from cegppo.types import BadInput, TokenBatch
-from cegppo.update import update
+
+from . import steps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,23 +42,23 @@ def load(tiny, *overrides):
 
 def objective(settings):
     """The objective of the first step of the run of `settings`."""
-    return objective_of(settings, knobs_of(settings), 0)
+    return steps.objective(settings)
 
 
 def without_times(path):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_lines(path)]
 
 
-def gradient(trainer, mini, micro_batch_tokens, chosen=None):
+def gradient(state, mini, micro_batch_tokens, chosen=None):
     """The mini-batch's gradient, flat, and its tally; parameters stay as they are."""
-    trainer.policy.micro_batch_tokens = micro_batch_tokens
-    optimizer = torch.optim.SGD(trainer.policy.model.parameters(), lr=0.0)
+    state.policy.micro_batch_tokens = micro_batch_tokens
+    optimizer = torch.optim.SGD(state.policy.model.parameters(), lr=0.0)
     tally = Tally()
-    norm = update(trainer.policy, optimizer, mini, chosen or trainer.objective, tally)
-    return torch.cat([p.grad.flatten() for p in trainer.policy.model.parameters()]), tally, norm
+    norm = steps.update(state.policy, optimizer, mini, chosen or steps.now(state), tally)
+    return torch.cat([p.grad.flatten() for p in state.policy.model.parameters()]), tally, norm
 
 
-def moved(trainer, mini):
+def moved(state, mini):
     """`mini` with old log-probabilities shifted, so that the ratio leaves the clip interval in
     places."""
     generator = torch.Generator().manual_seed(1)
@@ -77,15 +78,15 @@ EXTRAS = [
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("name", losses.names())
 def test_micro_batches_do_not_change_the_gradient(tiny, name, aggregate):
-    trainer = Trainer(load(tiny, f"loss.name={name}", f"update.aggregate={aggregate}", *EXTRAS))
-    mini = with_draws(moved(trainer, trainer.batch(trainer.collect(0))), [0, 1, 2])
+    state = build(load(tiny, f"loss.name={name}", f"update.aggregate={aggregate}", *EXTRAS))
+    mini = with_draws(moved(state, steps.batch(state)), [0, 1, 2])
     mini = mini.but(correct_B=torch.arange(len(mini)).remainder(3).eq(0).float())
-    whole, tally, norm = gradient(trainer, mini, 10**9)
+    whole, tally, norm = gradient(state, mini, 10**9)
     sizes = []
     for tokens in (100, 50, 1):  # two, four and more ways, down to a row at a time
-        trainer.policy.micro_batch_tokens = tokens
-        sizes.append(len(list(trainer.policy.micro_batches(mini))))
-        parts, parts_tally, _ = gradient(trainer, mini, tokens)
+        state.policy.micro_batch_tokens = tokens
+        sizes.append(len(list(state.policy.micro_batches(mini))))
+        parts, parts_tally, _ = gradient(state, mini, tokens)
         assert (parts - whole).norm() <= 1e-5 * whole.norm()
         for key, value in tally.metrics(1).items():
             assert parts_tally.metrics(1)[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
@@ -103,27 +104,27 @@ def test_a_whole_batch_loss_sees_the_whole_batch(tiny, monkeypatch):
         spread = (x.logprob_BT.detach()[inside] - x.logprob_BT.detach()[inside].mean()).std()
         return -x.advantage_BT * x.logprob_BT * spread, {"positive": x.advantage_BT > 0}
 
-    trainer = Trainer(load(tiny))
+    state = build(load(tiny))
     module = pytypes.SimpleNamespace(Params=ppo_clip.Params, token_loss=token_loss, WHOLE_BATCH=True)
-    objective = Objective(module, ppo_clip.Params(), trainer.objective.terms)
-    mini = trainer.batch(trainer.collect(0))
-    whole, tally, _ = gradient(trainer, mini, 10**9, objective)
-    parts, parts_tally, _ = gradient(trainer, mini, 100, objective)
+    objective = Objective(module, ppo_clip.Params(), steps.now(state).terms)
+    mini = steps.batch(state)
+    whole, tally, _ = gradient(state, mini, 10**9, objective)
+    parts, parts_tally, _ = gradient(state, mini, 100, objective)
     assert (parts - whole).norm() <= 1e-5 * whole.norm()
     assert parts_tally.sums["loss/policy"] == pytest.approx(tally.sums["loss/policy"], rel=1e-5)
     assert parts_tally.sums["fact/positive"] == tally.sums["fact/positive"] == (mini.advantage_BT > 0).sum()
     module.WHOLE_BATCH = False  # the check can fail: without the promise the parts differ
-    parts, _, _ = gradient(trainer, mini, 100, objective)
+    parts, _, _ = gradient(state, mini, 100, objective)
     assert (parts - whole).norm() > 1e-3 * whole.norm()
 
 
 def test_the_update_is_the_gradient_of_the_stated_loss(tiny):
     """Against autograd on the loss written out by hand, every term on."""
-    trainer = Trainer(load(tiny, "method=cegppo", *EXTRAS))
-    mini = moved(trainer, trainer.batch(trainer.collect(0)))
+    state = build(load(tiny, "method=cegppo", *EXTRAS))
+    mini = moved(state, steps.batch(state))
     mini = mini.but(correct_B=torch.arange(len(mini)).remainder(2).float())
-    ours, _, _ = gradient(trainer, mini, 300)
-    s = trainer.policy.statistics(mini, entropy_grad=True)
+    ours, _, _ = gradient(state, mini, 300)
+    s = state.policy.statistics(mini, entropy_grad=True)
     inside = mini.mask_BT.bool()
     logp, old, adv, ref = (
         s.logprob_N,
@@ -142,9 +143,9 @@ def test_the_update_is_the_gradient_of_the_stated_loss(tiny):
         + 0.1 * ((ref - logp).exp() - 1 - (ref - logp)).mean()
         - 0.1 * (right * logp).sum() / right.sum()
     )
-    trainer.policy.model.zero_grad()
+    state.policy.model.zero_grad()
     loss.backward()
-    by_hand = torch.cat([p.grad.flatten() for p in trainer.policy.model.parameters()])
+    by_hand = torch.cat([p.grad.flatten() for p in state.policy.model.parameters()])
     assert low.any() and high.any()
     assert (ours - by_hand).norm() <= 1e-4 * by_hand.norm()
 
@@ -155,16 +156,16 @@ def test_a_loss_may_read_the_entropy_with_a_gradient(tiny):
 
     from cegppo.losses import ppo_clip
 
-    trainer = Trainer(load(tiny, "update.entropy_coef=0.01", "update.grad_clip=0"))
+    state = build(load(tiny, "update.entropy_coef=0.01", "update.grad_clip=0"))
     module = pytypes.SimpleNamespace(
         Params=ppo_clip.Params, token_loss=lambda x, p: (x.entropy_BT**2 - x.logprob_BT, {})
     )
-    mini = trainer.batch(trainer.collect(0))
-    ours, _, _ = gradient(trainer, mini, 200, Objective(module, ppo_clip.Params(), trainer.objective.terms))
-    s = trainer.policy.statistics(mini, entropy_grad=True)
-    trainer.policy.model.zero_grad()
+    mini = steps.batch(state)
+    ours, _, _ = gradient(state, mini, 200, Objective(module, ppo_clip.Params(), steps.now(state).terms))
+    s = state.policy.statistics(mini, entropy_grad=True)
+    state.policy.model.zero_grad()
     (s.entropy_N.square() - s.logprob_N - 0.01 * s.entropy_N).mean().backward()
-    by_hand = torch.cat([p.grad.flatten() for p in trainer.policy.model.parameters()])
+    by_hand = torch.cat([p.grad.flatten() for p in state.policy.model.parameters()])
     assert (ours - by_hand).norm() <= 1e-5 * by_hand.norm()
 
 
@@ -183,6 +184,34 @@ def test_kl_estimators_by_hand():
     assert kl_penalty(logp, ref, "k3").item() == pytest.approx(np.exp(-0.5) - 1 + 0.5)
 
 
+def test_the_log_ratio_of_k3_is_capped():
+    """Where the reference is e^90 times as probable the term is finite, and so is its gradient."""
+    logp = torch.tensor([-92.0], requires_grad=True)
+    value = kl_penalty(logp, torch.tensor([-2.0]), "k3")
+    assert value.item() == pytest.approx(np.expm1(20) - 20) and torch.autograd.grad(value.sum(), logp)[0].isfinite()
+
+
+@pytest.mark.parametrize("kind, share", [("k1", 0.0), ("k2", 1.0)])
+def test_the_expected_gradient_of_an_estimator_is_the_exact_one_or_none(kind, share):
+    """Over tokens drawn from the policy, k2's gradient is the exact KL's; k1's vanishes, so it
+    is no loss term."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(6, generator=generator, dtype=torch.float64)
+    z, ref = draw().requires_grad_(), draw().log_softmax(-1)
+    logp = z.log_softmax(-1)
+    (right,) = torch.autograd.grad((logp.exp() * (logp - ref)).sum(), z, retain_graph=True)
+    mean = (logp.exp().detach() * kl_penalty(logp[None], ref[None], kind)[0]).sum()
+    (found,) = torch.autograd.grad(mean, z)
+    torch.testing.assert_close(found, share * right, atol=1e-12, rtol=1e-12)
+
+
+def test_k1_is_no_loss_term(tiny):
+    with pytest.raises(BadInput, match="command line: update.kl_estimator=k1: its gradient is .* use k2 or k3"):
+        config.load(tiny, ["update.kl_estimator=k1"])
+    with pytest.raises(BadInput, match="update.kl_estimator=k1: its gradient is"):
+        Terms(kl_coef=0.1, kl_estimator="k1")
+
+
 def test_clipped_value_loss_by_hand():
     one = torch.ones(1, 1)
     x = TokenBatch(one, one, one, one, one, old_value_BT=0 * one, return_BT=one)
@@ -198,7 +227,7 @@ def test_clipped_value_loss_by_hand():
 def test_every_method_trains(tiny, tmp_path, method):
     folder = tmp_path / method
     assert (
-        train(load(tiny, f"method={method}", f"run_dir={folder}", "steps=2", "overlong_buffer=0.3"), Silent())
+        run_training(load(tiny, f"method={method}", f"run_dir={folder}", "steps=2", "overlong_buffer=0.3"), Silent())
         == "finished"
     )
     rows = read_lines(folder / "metrics.jsonl")
@@ -212,14 +241,14 @@ def test_every_method_trains(tiny, tmp_path, method):
 
 def test_same_seed_same_metrics_and_another_seed_others(tiny, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(load(tiny, f"seed={seed}", f"run_dir={tmp_path / name}"), Silent())
+        run_training(load(tiny, f"seed={seed}", f"run_dir={tmp_path / name}"), Silent())
     a, b, c = (without_times(tmp_path / name / "metrics.jsonl") for name in "abc")
     assert a == b and a != c
 
 
 def test_cegppo_with_betas_zero_is_grpo_step_by_step(tiny, tmp_path):
-    train(load(tiny, "method=grpo", "steps=5", f"run_dir={tmp_path / 'grpo'}"), Silent())
-    train(
+    run_training(load(tiny, "method=grpo", "steps=5", f"run_dir={tmp_path / 'grpo'}"), Silent())
+    run_training(
         load(tiny, "method=cegppo", "loss.beta1=0", "loss.beta2=0", "steps=5", f"run_dir={tmp_path / 'ce'}"), Silent()
     )
     grpo, ce = (without_times(tmp_path / name / "metrics.jsonl") for name in ("grpo", "ce"))
@@ -244,11 +273,11 @@ def wait_for_steps(folder, count, process):
 @pytest.mark.parametrize("method", ["cegppo", "ppo"])
 def test_killed_and_continued_equals_never_killed(tiny, tmp_path, method):
     options = [f"method={method}", "steps=12", "checkpoint_every=3", "update.nll_coef=0.1"]
-    train(load(tiny, *options, f"run_dir={tmp_path / 'whole'}"), Silent())
+    run_training(load(tiny, *options, f"run_dir={tmp_path / 'whole'}"), Silent())
     folder = tmp_path / "killed"
-    for steps in (2, 5, 8):  # before the first checkpoint, between two, and again
+    for count in (2, 5, 8):  # before the first checkpoint, between two, and again
         process = start(tiny, folder, *options)
-        wait_for_steps(folder, steps, process)
+        wait_for_steps(folder, count, process)
         process.kill()
         process.wait()
     last = start(tiny, folder, *options)
@@ -260,7 +289,7 @@ def test_killed_and_continued_equals_never_killed(tiny, tmp_path, method):
 
 def test_a_save_that_died_halfway_is_not_seen(tiny, tmp_path):
     options = load(tiny, "steps=2", f"run_dir={tmp_path / 'run'}")
-    train(options, Silent())
+    run_training(options, Silent())
     before = checkpoint(tmp_path / "run").resolve()
     record = Record(options)
     record.begin(2)
@@ -294,7 +323,7 @@ def test_a_folder_in_use_or_of_another_run_is_refused(tiny, tmp_path):
     Record(load(tiny, f"run_dir={tmp_path / 'run'}", "update.lr=0.25")).close(
         "failed"
     )  # nothing was recorded: not yet a run
-    train(first, Silent())
+    run_training(first, Silent())
     with pytest.raises(BadInput, match=r"holds another run: update.lr was 0.001, is now 0.5"):
         Record(load(tiny, f"run_dir={tmp_path / 'run'}", "update.lr=0.5"))
     Record(load(tiny, f"run_dir={tmp_path / 'run'}", "steps=50")).close("stopped")  # only longer: the same run
@@ -302,63 +331,64 @@ def test_a_folder_in_use_or_of_another_run_is_refused(tiny, tmp_path):
 
 def test_a_damaged_checkpoint_is_one_clear_line_and_nothing_is_lost(tiny, tmp_path):
     folder = tmp_path / "run"
-    train(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
+    run_training(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
     before = (folder / "metrics.jsonl").read_bytes()
     path = checkpoint(folder) / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BadInput, match="unreadable checkpoint"):
-        train(load(tiny, "steps=4", f"run_dir={folder}"), Silent())
+        run_training(load(tiny, "steps=4", f"run_dir={folder}"), Silent())
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_refill_fills_the_batch_and_drop_shrinks_it(tiny):
     sure = ["reward=task", "reward_values=[0.0,1.0]"]  # the tiny model is always wrong: every group is constant
-    trainer = Trainer(load(tiny, *sure, "rollout.drop_constant_groups=drop"))
-    collected = trainer.collect(0)
-    assert collected.trained == [] and collected.constant_groups == 4
-    trainer = Trainer(load(tiny, "rollout.drop_constant_groups=refill", "group_size=2", "prompts_per_step=8"))
-    collected = trainer.collect(0)  # coins: half of the pairs are constant
-    rewards = np.array([[score.reward for score in group.scores] for group in collected.trained])
-    assert len(rewards) == 8 and (np.ptp(rewards, axis=1) > 0).all() and len(collected.groups) > 8
+    state = build(load(tiny, *sure, "rollout.drop_constant_groups=drop"))
+    sampled, trained = steps.groups(state)
+    assert trained == [] and len(sampled) == 4 and all(group.constant for group in sampled)
+    state = build(load(tiny, "rollout.drop_constant_groups=refill", "group_size=2", "prompts_per_step=8"))
+    sampled, trained = steps.groups(state)  # random rewards: half of the pairs are constant
+    rewards = np.array([[score.reward for score in group.scores] for group in trained])
+    assert len(rewards) == 8 and (np.ptp(rewards, axis=1) > 0).all() and len(sampled) > 8
 
 
 def test_dropped_groups_make_fewer_updates_of_about_the_same_size(tiny):
     """Eight prompts sampled, at most four trained on, two updates: an update is of two groups of
     four."""
-    trainer = Trainer(load(tiny, "rollout.drop_constant_groups=drop", "rollout.prompts_per_round=8"))
-    collected = trainer.collect(0)
-    assert len(collected.groups) == 8 and len(collected.trained) <= 4
-    x = trainer.batch(collected)
-    sizes = lambda rows: [len(mini) for mini in trainer.mini_batches(x.rows(torch.arange(rows)))]
+    state = build(load(tiny, "rollout.drop_constant_groups=drop", "rollout.prompts_per_round=8"))
+    sampled, trained = steps.groups(state)
+    assert len(sampled) == 8 and len(trained) <= 4
+    x = steps.batch(state, trained)
+    part = lambda rows: x.rows(torch.arange(rows))
+    sizes = lambda rows: [len(mini) for mini in split_evenly(state.config, part(rows), steps.now(state), 0)]
     assert [sizes(n) for n in (16, 12, 8, 4)] == [[8, 8], [6, 6], [8], [4]]
 
 
 def test_a_length_penalty_does_not_make_a_group_teach(tiny):
     """DAPO: all wrong is all wrong, however long the answers."""
-    trainer = Trainer(load(tiny, "reward=task", "method=dapo", "overlong_buffer=0.9", "rollout.max_refills=1"))
-    collected = trainer.collect(0)
-    assert len({s.reward for s in collected.scores}) > 1 and collected.trained == []
+    state = build(load(tiny, "reward=task", "method=dapo", "overlong_buffer=0.9", "rollout.max_refills=1"))
+    sampled, trained = steps.groups(state)
+    assert len({score.reward for group in sampled for score in group.scores}) > 1 and trained == []
 
 
 def test_a_finished_record_without_its_checkpoint_is_not_overwritten(tiny, tmp_path):
     import shutil
 
     folder = tmp_path / "run"
-    train(load(tiny, f"run_dir={folder}"), Silent())
+    run_training(load(tiny, f"run_dir={folder}"), Silent())
     shutil.rmtree(folder / "checkpoints")  # as in a clone: checkpoints are not committed
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(BadInput, match="no checkpoint to continue from"):
-        train(load(tiny, f"run_dir={folder}", "steps=9"), Silent())
+        run_training(load(tiny, f"run_dir={folder}", "steps=9"), Silent())
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_run_keeps_to_the_model_it_started_from(tiny, tmp_path):
     folder = tmp_path / "run"
-    train(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
+    run_training(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
     path = checkpoint(folder) / "state.json"
     path.write_text(path.read_text().replace('"start": "', '"start": "another/'))
     with pytest.raises(BadInput, match="the run started from another"):
-        train(load(tiny, "steps=4", f"run_dir={folder}"), Silent())
+        run_training(load(tiny, "steps=4", f"run_dir={folder}"), Silent())
 
 
 def test_on_policy_clip_facts_are_zero_and_said_so(tiny, tmp_path):
@@ -368,21 +398,21 @@ def test_on_policy_clip_facts_are_zero_and_said_so(tiny, tmp_path):
         def say(self, text):
             self.said.append(text)
 
-    train(load(tiny, "updates_per_step=1", "steps=1", f"run_dir={tmp_path / 'run'}"), Listening())
+    run_training(load(tiny, "updates_per_step=1", "steps=1", f"run_dir={tmp_path / 'run'}"), Listening())
     (row,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert row["clip/low"] == row["clip/high"] == 0 and row["ratio/max"] == pytest.approx(1, abs=1e-5)
     assert any("ratio is 1" in text for text in Listening.said)
 
 
 def test_random_rewards_leave_the_verdict_true(tiny, tmp_path):
-    train(load(tiny, "steps=2", f"run_dir={tmp_path / 'run'}"), Silent())
+    run_training(load(tiny, "steps=2", f"run_dir={tmp_path / 'run'}"), Silent())
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(row["accuracy/mean"] == row["verdict/correct"] == 0 and 0 < row["reward/mean"] < 1 for row in rows)
 
 
 def test_eval_of_a_run_folder(tiny, tmp_path):
     folder = tmp_path / "run"
-    train(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
+    run_training(load(tiny, "steps=2", f"run_dir={folder}"), Silent())
     assert run.main(["eval", str(folder), "--checkpoint", "best", "eval.k=3"]) == 0
     (row,) = read_lines(folder / "eval-best.jsonl")
     assert (row["benchmark"], row["n"], row["k"], len(row["correct"])) == ("sums", 3, 3, 3) and {

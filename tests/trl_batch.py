@@ -18,7 +18,8 @@ from cegppo.model.policy import load_policy
 from cegppo.objective import Objective
 from cegppo.plugins.trl import CEGPPOConfig, CEGPPOTrainer, Watcher
 from cegppo.types import Prompt, Rollout, TokenBatch
-from cegppo.update import update
+
+from . import steps
 
 ROWS, PROMPT, RESPONSE = 8, 6, 9
 
@@ -124,7 +125,7 @@ def our_updates(model: Path, seen: Seen, objective: Objective, lr: float) -> tup
     x = policy.collate(as_rollouts(seen.output, old=False), seen.output["advantages"].numpy(), none, none)
     optimizer, tally = adamw(policy.model.parameters(), lr, Update()), Tally()
     for row_B in seen.dealt:
-        update(policy, optimizer, x.rows(row_B), objective, tally, grad_clip=1.0)
+        steps.update(policy, optimizer, x.rows(row_B), objective, tally, grad_clip=1.0)
     return [p.detach() for p in policy.model.parameters()], tally.metrics(len(seen.dealt))
 
 
@@ -135,6 +136,6 @@ def ours(model: Path, batch: dict[str, Any], objective: Objective) -> tuple[floa
     x: TokenBatch = policy.collate(as_rollouts(batch, old=True), batch["advantages"].numpy(), none, none)
     x = x.but(old_entropy_BT=batch["old_entropies"][:, : x.mask_BT.shape[1]])
     tally = Tally()
-    update(policy, torch.optim.SGD(policy.model.parameters(), lr=0.0), x, objective, tally)
+    steps.update(policy, torch.optim.SGD(policy.model.parameters(), lr=0.0), x, objective, tally)
     gradient = [p.grad for p in policy.model.parameters()]
     return float(tally.sums["loss/policy"]), gradient, tally.metrics(1)

@@ -10,6 +10,7 @@ from .layers import (
     digest,
     dump,
     explain,
+    fork_config,
     load,
     methods,
     nested,
@@ -18,6 +19,7 @@ from .layers import (
     read_yaml,
     resolved,
 )
+from .reading import as_numbers, as_text
 from .schema import (
     NOT_IDENTITY,
     SAMPLING,
@@ -40,9 +42,12 @@ from .schema import (
 )
 
 __all__ = [
+    "fork_config",
     "EXPERIMENTS",
     "Layer",
+    "as_numbers",
     "as_override",
+    "as_text",
     "as_yaml",
     "dump",
     "benchmarks",

@@ -12,9 +12,10 @@ from typing import Any
 
 from .. import controllers, explore, losses
 from ..knobs import beyond, misfit, nearest, numbers, schedule_problem
+from ..masking import is_secret
 from ..types import BadInput
 from .reference import places
-from .schema import SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
+from .schema import GONE_VALUES, SAMPLING, SCHEDULES, Config, Source, flatten, kinds, types_of
 
 MOST_BYTES = 200  # of a folder's name, which may be 255 and gets endings
 REWARDS = ("task", "random")
@@ -51,6 +52,8 @@ def check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
         choices = [choice for kind in allowed if typing.get_origin(kind) is typing.Literal for choice in kind.__args__]
         value = word_of(value, choices)
         if choices and value not in choices and not (value is None and type(None) in allowed):
+            if (prefix + key, str(value)) in GONE_VALUES:
+                raise BadInput(f"{where}: {prefix}{key}={value}: {GONE_VALUES[prefix + key, str(value)]}")
             raise BadInput(f"{where}: {prefix}{key}: unknown value '{value}'{nearest(str(value), choices)}")
         if typing.get_origin(known[key]) is dict and key != "loss" and not isinstance(value, dict):
             raise BadInput(f"{where}: '{prefix}{key}' takes keys, not {value!r}")
@@ -207,6 +210,9 @@ def check_values(config: Config, origin: Origin) -> None:
                 raise BadInput(f"{where}: testbed.workers: {key} {problem}, not {value}")
     if found := config.testbed.problem():
         raise BadInput(f"{origin.get(f'testbed.{found[0]}', 'default')}: testbed.{found[0]} {found[1]}")
+    if secret := next((key for key, value in flat.items() if is_secret(str(value))), None):
+        why = "every run records its configuration; put it into the environment"
+        raise BadInput(f"{origin.get(secret, 'default')}: {secret} holds a token or a password, and {why}")
     for key, rule in _clashes(config):
         raise BadInput(f"{origin.get(key, 'default')}: {key} {rule}, not {flat[key]!r}")
     for key, sources in (("data.train", config.data.train), ("eval.benchmarks", config.eval.benchmarks)):
@@ -236,13 +242,13 @@ def _clashes(config: Config) -> Iterator[tuple[str, str]]:
         yield "reward", "must be path.py:function or random where a source of data.train has verifier: none"
     if config.reward == "random" and config.reward_signal not in (0, 1):
         yield "reward_signal", "needs a reward that says something; reward=random is reward_signal=0"
-    if rollout.stop and rollout.engine != "vllm":
-        yield "rollout.stop", "needs rollout.engine=vllm"
     if not all(rollout.stop):
         yield "rollout.stop", "must not hold an empty string"
     if rollout.engine == "vllm" and rollout.temperature != 1 and (rollout.top_p < 1 or rollout.top_k):
         why = "vllm reports no log-probabilities after the one, before the other"  # it has two ways, and neither fits
         yield "rollout.temperature", f"must be 1 with top_p or top_k: {why}"
+    if rollout.staleness and config.explore["name"] != explore.NONE:
+        yield "rollout.staleness", "must be 0 with an explore.name, which says itself whom responses are sampled from"
     if update.correction_high <= update.correction_low:
         yield "update.correction_high", f"must be above update.correction_low={update.correction_low}"
     if 0 < update.dual_clip <= 1:

@@ -24,9 +24,10 @@ from .. import controllers, explore, losses
 from ..shipped import EXPERIMENTS, find
 from ..types import BadInput, said
 from .checks import MOST_BYTES, check_controller, check_explore, check_keys, check_loss, check_values, nearest
+from .reading import TRUTH, as_numbers, as_text, of_yaml
 from .reference import NAMED, meanings
-from .schema import RENAMED_KNOBS, SAMPLING, Config, flatten
-from .values import built, over, plain, typed_tree
+from .schema import RENAMED_KNOBS, SAMPLING, Config, annotation_of, flatten, kinds
+from .values import built, over, typed_tree
 
 Layer = tuple[str, dict[str, Any]]  # where it comes from, as messages and origins name it; a part of the tree
 
@@ -99,6 +100,33 @@ def resolved(path: str | Path, overrides: Sequence[str] = (), tree: dict | None 
     return _resolve([(str(path), tree), ("command line", parse_overrides(overrides))])[0]
 
 
+def fork_config(parent: Config, where: str, overrides: Sequence[str]) -> Config:
+    """The configuration of a run, from `where`, with `key=value` overrides. A `method=NAME` among
+    them changes what the presets of the two methods say differently, and of that only what the run
+    has as its own method's preset says it. Raises BadInput."""
+    cli, layers = parse_overrides(overrides), [(where, parent.to_dict())]
+    if "method" in cli:
+        if cli["method"] not in methods():
+            raise BadInput(f"command line: unknown method '{cli['method']}'{nearest(str(cli['method']), methods())}")
+        layers.append(_change_of_method(parent, cli["method"]))
+    return _resolve([*layers, ("command line", cli)])[0]
+
+
+def _change_of_method(parent: Config, method: str) -> Layer:
+    preset = lambda name: _resolve(_file_layers(EXPERIMENTS / "method" / f"{name}.yaml"))[0].to_dict()
+    before, after, own = preset(parent.method), preset(method), parent.to_dict()
+    changed: dict[str, Any] = {}
+    for section in NAMED:
+        trees = [tree.pop(section) for tree in (before, after, own)]
+        if trees[0]["name"] == trees[2]["name"] != trees[1]["name"]:
+            changed[section] = trees[1]
+        elif trees[0]["name"] == trees[1]["name"] == trees[2]["name"]:
+            before, after, own = ({**tree, section: part} for tree, part in zip((before, after, own), trees))
+    was, now, has = flatten(before), flatten(after), flatten(own)
+    changed |= {key: value for key, value in now.items() if was.get(key) != value and has.get(key) == was.get(key)}
+    return nested(changed, f"method {method}")
+
+
 def as_yaml(config: Config) -> str:
     """The whole configuration, as a run's config.yaml records it and `resolved` reads it."""
     return dump(config.to_dict())
@@ -106,7 +134,8 @@ def as_yaml(config: Config) -> str:
 
 def dump(tree: dict[str, Any]) -> str:
     """A configuration's values as YAML that `read_yaml` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(tree))  # quotes a text that its reader takes for a number
+    numbers = as_numbers(tree, "a configuration")  # of one that was read as it stands
+    return OmegaConf.to_yaml(OmegaConf.create(numbers))  # quotes a text that its reader takes for a number
 
 
 def of_overrides(overrides: Sequence[str]) -> Config:
@@ -136,7 +165,7 @@ def read_yaml(path: Path) -> dict:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise BadInput(f"{path}: no such file" + (nearest(path.name, siblings) if siblings else ""))
     try:  # OmegaConf's loader, so that 1e-5 is a number here as on the command line
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         tree = deepcopy(_of_yaml(text))
     except (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
@@ -151,10 +180,7 @@ def read_yaml(path: Path) -> dict:
 
 @lru_cache(maxsize=256)  # a sweep reads the same few files for every arm
 def _of_yaml(text: str) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.create(text or "{}"))
-    except AssertionError:  # its word for a document that is a single number or truth value
-        return None
+    return {} if (found := of_yaml(text)) is None else found
 
 
 def _file_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict]]:
@@ -177,10 +203,42 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise BadInput(f"command line: '{item}' is not key=value")
+    tree: dict[str, Any] = {}
+    for item in overrides:
+        key, _, text = item.partition("=")
+        try:
+            _put(tree, key, _value(key, text))
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise BadInput(f"command line: '{item[:60]}': {said(error)}") from None
+        except BadInput as error:
+            raise BadInput(f"command line: {error}") from None
+    return tree
+
+
+def _value(key: str, text: str) -> Any:
+    """What `key=text` of a command line says. A key that takes text takes it as it stands there,
+    without the quotes where it has them; any other takes YAML."""
+    annotation = annotation_of(key)
+    if annotation is None or kinds(annotation)[0] is not str:
+        return of_yaml(text)
+    if type(None) in kinds(annotation) and text in ("", "~", "null"):
+        return None
     try:
-        return plain(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise BadInput(f"command line: {said(error)}") from None
+        read = of_yaml(text) if text[:1] in ("'", '"') or text.lower() in TRUTH else text
+    except yaml.YAMLError:  # a quotation mark that is part of the text
+        return text
+    return read if isinstance(read, (str, bool)) else text
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. Raises BadInput where a part of it has a value and no keys."""
+    *sections, last = key.split(".")
+    for depth, section in enumerate(sections, 1):
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise BadInput(f"'{'.'.join(sections[:depth])}' has a value, and '{key}' stands below it")
+    both = isinstance(value, dict) and isinstance(tree.get(last), dict)
+    tree[last] = over(tree[last], value) if both else value
 
 
 def as_override(key: str, value: Any) -> str:
@@ -188,9 +246,9 @@ def as_override(key: str, value: Any) -> str:
     would be read as something else."""
     if isinstance(value, str):
         try:
-            if OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"])) == {"value": value}:
+            if as_text(_value(key, value)) == value and isinstance(_value(key, value), str):
                 return f"{key}={value}"
-        except (OmegaConfBaseException, yaml.YAMLError):
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             pass
     text = yaml.dump(value, Dumper=_Quoting, default_flow_style=True, width=math.inf, allow_unicode=True)
     text = text.removesuffix("...\n").strip()  # the end that YAML gives to a document of one plain value
@@ -209,13 +267,13 @@ _Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:
 
 def nested(keys: dict[str, Any], where: str) -> Layer:
     """A layer from `where`, of dotted keys and values that are read already."""
-    tree = OmegaConf.create()
-    try:
-        for key, value in keys.items():
-            OmegaConf.update(tree, str(key), value)
-    except OmegaConfBaseException as error:
-        raise BadInput(f"{where}: {said(error)}") from None
-    return where, plain(tree)
+    tree: dict[str, Any] = {}
+    for key, value in keys.items():
+        try:
+            _put(tree, key, value)
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+    return where, tree
 
 
 def _named_benchmark(item: str, where: str) -> list[dict]:
@@ -293,7 +351,7 @@ def _merged_named(section: str, below: dict[str, Any], given: Any, where: str) -
     another one drops the knobs of the one before."""
     if not isinstance(given, (dict, type(None))):
         raise BadInput(f"{where}: '{section}' takes keys ({section}.name=…), not a single value")
-    given = given or {}
+    given = as_numbers(given or {}, f"{where}: {section}")
     name = given.get("name", below["name"])
     return (below if name == below["name"] else {"name": name}) | _renamed(name, given)
 

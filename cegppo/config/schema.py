@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..knobs import first_step
-from ..types import AnswerForm, knob
+from ..types import NO_K1, AnswerForm, knob
 from .recipe import Recipe
 
 # Keys that say where and how long, not what: a folder may be resumed with other values of these.
 NOT_IDENTITY = (
-    "steps", "results", "run_dir", "arm", "report", "wandb", "tensorboard", "checkpoint_every",
+    "steps", "results", "run_dir", "arm", "report", "wandb", "tensorboard", "checkpoint_every", "checkpoint_keep",
     "diagnostics.every", "diagnostics.max_tokens", "diagnostics.parts", "diagnostics.influence_tokens", "grader",
     "model.device", "model.gradient_checkpointing", "model.head_chunk", "update.micro_batch_tokens",
     "update.offload_optimizer",
@@ -25,6 +25,8 @@ NOT_IDENTITY = (
 SCHEDULES = ("update.lr", "critic.lr")  # keys besides a loss's knobs that may change over a run
 LEDGER = ("diagnostics.every", "diagnostics.influence_tokens")  # keys of those that the ledger's numbers rest on
 SAMPLING = ("k", "temperature", "top_p", "max_tokens")  # keys of eval that a benchmark may have of its own
+# Values that a key does not take any more, and why.
+GONE_VALUES = {("update.kl_estimator", "k1"): NO_K1}
 # Knobs of a loss that had another name when runs were recorded: {loss: {old name: name}}.
 RENAMED_KNOBS = {"gspo": {"seq_eps_low": "eps_low", "seq_eps_high": "eps_high"}}
 
@@ -62,13 +64,23 @@ class Source:
 @dataclass
 class Data:
     train: list[Source] = knob([], "the mix of problems that a run trains on")
-    max_prompt_tokens: int = knob(1024, "longer prompts are counted and skipped", least=1)
+    max_prompt_tokens: int = knob(
+        1024,
+        "longer prompts are counted and skipped; with a response no more than the model's positions, to which the"
+        " default gives way",
+        least=1,
+    )
     chat_template: bool = knob(
         False, "of the model, around training and benchmark problems; else the problem and a line break"
     )
     final_answer: AnswerForm = knob(
         "boxed",
         "where a response has it: the last \\boxed{…} | its last line | its last number; the latter for small models",
+    )
+    bos: Literal["auto", "always", "never"] = knob(
+        "auto",
+        "the beginning-of-sequence token before a prompt; auto: where the tokenizer puts it before plain text, and"
+        " where the chat template brings it",
     )
     suffix: str = knob("", "put after every problem as it stands, so begin it with a space or a line break")
 
@@ -93,7 +105,8 @@ class Model:
     )
     packing: Literal["auto", "always", "never"] = knob(
         "auto",
-        "answers one after the other instead of padded; auto: on a GPU in bfloat16 all of a pass, on a CPU in bins",
+        "answers one after the other instead of padded; auto: where a trial gives the same numbers, on a GPU in"
+        " bfloat16 all of a pass, on a CPU in bins",
     )
     gradient_checkpointing: bool = knob(False, "keep only each layer's input; about a third more computation")
     head_chunk: int = knob(
@@ -125,7 +138,9 @@ class RolloutConfig:
     top_p: float = knob(1.0, "share of the probability that is sampled from; 1: all of it", above=0, most=1)
     top_k: int = knob(0, "most probable tokens that are sampled from; 0: off", least=0)
     max_tokens: int = knob(64, "of a response; a longer one is cut there", least=1, most=2**24)
-    stop: list[str] = knob([], "a response ends with the token that completes one of these; vllm only")
+    stop: list[str] = knob(
+        [], "a response ends with the token that completes one of these, besides the model's own ends"
+    )
     drop_constant_groups: Literal["no", "drop", "refill"] = knob(
         "no", "drop: train on fewer; refill: sample more prompts until the batch is full"
     )
@@ -136,7 +151,14 @@ class RolloutConfig:
     old_logprobs: Literal["auto", "recompute"] = knob(
         "auto",
         "auto: the sampler's own where it computes as the trainer does (hf, float32) and one response in 16,"
-        " computed again, agrees to 1e-5 nats on average; recompute: all of them again",
+        " computed again, agrees to 1e-5 nats on average and 1e-3 at most; recompute: all of them again",
+    )
+    staleness: int = knob(
+        0,
+        "age of the sampler's weights in steps; the ratio is then against them, with update.correction against the"
+        " weights that start the step, and ρ corrects for the age. docs/rollouts.md",
+        least=0,
+        most=1024,
     )
     max_refills: int = knob(4, "rounds of sampling that a refill may take at most", least=1)
     vllm: VLLM = field(default_factory=VLLM)
@@ -184,7 +206,9 @@ class Update:
     )
     dual_clip: float = knob(0.0, "0: off; c > 1: no gradient where A < 0 and ratio > c", least=0)
     kl_coef: float = knob(0.0, "of the divergence from the frozen starting policy", least=0)
-    kl_estimator: Literal["k1", "k2", "k3"] = knob("k3", "of that divergence, from the sampled token")
+    kl_estimator: Literal["k2", "k3"] = knob(
+        "k3", "of that divergence, from the sampled token; k1 is a metric, and its gradient as a loss is noise"
+    )
     entropy_coef: float = knob(0.0, "of the entropy bonus", least=0)
     nll_coef: float = knob(0.0, "of the negative log-likelihood of correct responses", least=0)
     correction: Literal["none", "truncate", "mask"] = knob(
@@ -229,6 +253,10 @@ class Diagnostics:
     threshold: float = knob(0.5, "of diagnostics.classes=probability", least=0, most=1)
     probe: int = knob(64, "responses in the ledger's fixed probe batch", least=1)
     parts: bool = knob(False, "take the last update of a step apart by backward passes too: ΔH of each part alone")
+    stride: float = knob(
+        0.0, "of the central differences that give a token's influence, as a share of the weights' norm; 0: none where"
+        " the derivative is exact, else chosen", least=0, below=1,
+    )  # fmt: skip
     influence_tokens: int = knob(0, "of an update whose influence is taken, in whole responses; 0: all", least=0)
     max_tokens: int = knob(20000, "rows of a token record; above, whole responses are left out at random", least=1)
 
@@ -278,8 +306,12 @@ class Config:
         least=0,
         below=1,
     )
+    truncated_fails: bool = knob(
+        False, "a response that the token limit cuts earns a failed one's reward, whatever else would reward it"
+    )
     eval_every: int = knob(20, "steps, besides the start and the end; 0: only these", least=0)
     checkpoint_every: int = knob(20, "steps", least=1)
+    checkpoint_keep: int = knob(1, "newest checkpoints that stay, besides the best; 0: all", least=0)
     threads: int = knob(0, "torch threads; 0: what torch chooses", least=0, most=4096)
     results: str = knob("results", "the root of the runs' folders")
     run_dir: str = knob("", "the run's folder; default: <results>/<experiment>/<arm>/seed<seed>")
@@ -353,6 +385,17 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 def types_of(schema: type) -> dict[str, Any]:
     """The annotation of each field of dataclass `schema`."""
     return typing.get_type_hints(schema)
+
+
+def annotation_of(key: str) -> Any:
+    """The annotation of a dotted key; None where there is no such key, or it is not of the
+    schema's own."""
+    annotation: Any = Config
+    for part in key.split("."):
+        if not (isinstance(annotation, type) and dataclasses.is_dataclass(annotation)):
+            return None
+        annotation = types_of(annotation).get(part)
+    return annotation
 
 
 def kinds(annotation: Any) -> tuple[Any, ...]:

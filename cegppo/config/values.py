@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..types import BadInput, said
 from .checks import Origin, word_of
+from .reading import Float, Int, as_numbers, as_text
 from .schema import Config, kinds, types_of
 
 READERS = {
@@ -30,6 +31,8 @@ def typed(value: Any, annotation: Any, where: Callable[[str], str], key: str) ->
     if isinstance(value, str) and "${" in value:
         return value
     allowed = kinds(annotation)
+    if isinstance(value, (Int, Float)) or annotation is Any:
+        value = as_text(value) if allowed[0] is str else as_numbers(value, f"{where(key)}: {key}")
     if typing.get_origin(allowed[0]) is typing.Literal:
         return word_of(value, typing.get_args(allowed[0]))
     if isinstance(value, bool) and allowed[0] is str:  # any of YAML's words for it may have been meant

@@ -9,32 +9,23 @@ A module defines
 
 **What the ratio is against.** A response's old log-probabilities are the denominator of its ratio.
 Those of the policy that starts the step are the rule. A response that was sampled from anything
-else (`Behaviour`) comes with its own, under what it was sampled from: the importance ratio that is
-right for it. A rule that wants another denominator takes them away and says so in its docstring.
+else (`types.Request`) comes with its own, under what it was sampled from: the importance ratio that
+is right for it. A rule that wants another denominator takes them away and says so in its docstring.
 """
 
 import importlib
 import pkgutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..types import BadInput, Group, Job, Prompt, Rollout, Score, TokenBatch
+from ..types import BadInput, Group, Prompt, Request, Rollout, Score, TokenBatch, requests
 
 NONE = "none"  # what explore.name says where there is none
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """Whom a response is sampled from: the policy, or the weights in the folder `checkpoint`; at a
-    temperature, or the one that the run trains at."""
-
-    temperature: float | None = None
-    checkpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,27 +38,36 @@ class Solution:
     logprobs: tuple[float, ...] | None
 
 
-class Run(Protocol):
-    """What a rule may ask of the run that it is in. Every rank asks the same and gets the same."""
+class Samples(Protocol):
+    """What samples (rollout.Sampler)."""
+
+    def sample(self, requests: list[Request], step: int) -> list[Rollout]:
+        """A response to each request, in order; from another temperature or other weights with its
+        own log-probabilities as the old ones."""
+
+    def of_checkpoint(self, folder: str) -> Any:
+        """Raises BadInput when nothing can be sampled from the weights in `folder`."""
+
+
+class Teaches(Protocol):
+    """Who has solutions (problems/teachers.py)."""
+
+    def solutions(self, prompt: Prompt) -> list[Solution]:
+        """What there is to say to a prompt; may be nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a rule may use of the run it is in. Every rank uses the same and gets the same."""
 
     seed: int
     group_size: int
     rows: int  # responses of a full step
     values: tuple[float, float]  # rewards of a failed and of a correct response
-
-    def ready(self, behaviour: Behaviour) -> None:
-        """Raises BadInput when nothing can be sampled from it."""
-
-    def draw(self, jobs: list[Job], step: int, behaviour: Behaviour) -> list[Rollout]:
-        """A response to each (prompt, index), in order; of another behaviour than the policy's
-        with its own log-probabilities as the old ones."""
-
-    def score(self, rollouts: list[Rollout], step: int) -> list[Score]: ...
-
-    def advantage(self, reward_G: np.ndarray) -> np.ndarray: ...
-
-    def solutions(self, prompt: Prompt) -> list[Solution]:
-        """What the teacher that `explore.teacher` names has to say to a prompt; may be nothing."""
+    sampler: Samples
+    score: Callable[[list[Rollout], int], list[Score]]  # of rollouts in a step
+    advantage: Callable[[np.ndarray], np.ndarray]  # of a group's rewards
+    teacher: Teaches | None = None  # whom `explore.teacher` names
 
 
 class Explorer:
@@ -83,7 +83,7 @@ class Explorer:
 
     def sample(self, prompts: list[Prompt], n: int, step: int) -> list[Rollout]:
         """`n` responses to each prompt, prompt by prompt, index 0 … n − 1: the step's own."""
-        return self.run.draw([(prompt, i) for prompt in prompts for i in range(n)], step, Behaviour())
+        return self.run.sampler.sample(requests(prompts, n), step)
 
     def chosen(self, groups: list[Group], step: int) -> list[Group]:
         """What trains, of a step's groups and whatever else."""
@@ -117,11 +117,11 @@ class Explorer:
 
     # -- what several rules need
 
-    def again(self, prompts: list[Prompt], n: int, step: int, behaviour: Behaviour) -> list[Group]:
-        """A group of `n` more responses to each prompt. Their indices leave the first `group_size`
-        to the step's own responses and the next to the instrument's probe."""
-        first = self.run.group_size + 1
-        rollouts = self.run.draw([(p, first + i) for p in prompts for i in range(n)], step, behaviour)
+    def again(self, prompts: list[Prompt], n: int, step: int, temperature: float) -> list[Group]:
+        """A group of `n` more responses to each prompt, at `temperature`. Their indices leave the
+        first `group_size` to the step's own responses and the next to the instrument's probe."""
+        asked = [replace(r, temperature=temperature) for r in requests(prompts, n, first=self.run.group_size + 1)]
+        rollouts = self.run.sampler.sample(asked, step)
         scores = self.run.score(rollouts, step)
         parts = [slice(g * n, (g + 1) * n) for g in range(len(prompts))]
         return [Group(p, tuple(rollouts[s]), tuple(scores[s])) for p, s in zip(prompts, parts)]

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Group, knob
-from . import Behaviour, Explorer, Run, tokens, under_policy
+from . import Explorer, Run, tokens, under_policy
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rule(Explorer):
         temperature = p.low if cold else p.high
         first = [group.prompt for group in groups[: max(1, round(p.prompts * len(groups)))]]
         most = round(p.replace * sum(map(len, groups))) // (2 if cold else 1)
-        again = self.again(first, self.run.group_size, step, Behaviour(temperature)) if most else []
+        again = self.again(first, self.run.group_size, step, temperature) if most else []
         kept: list[Group] = []
         for group in map(under_policy, again):
             right = np.flatnonzero(self.advantages(group) > p.least)[: most - sum(map(len, kept))]

@@ -24,12 +24,12 @@ it is the likelihood ratio's, with the group as its baseline.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..types import BadInput, Group, Prompt, Rollout, TokenBatch, knob
-from . import Behaviour, Explorer, Run
+from ..types import BadInput, Group, Prompt, Request, Rollout, TokenBatch, knob
+from . import Explorer, Run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,15 @@ class Params:
     mixture_lr: float = knob(1.0, "learning rate of the mixture", least=0)
 
 
-def behaviours(said: str) -> list[Behaviour]:
+class Base(NamedTuple):
+    """A base sampler: the policy, or the weights in the folder `checkpoint`; at a temperature, or
+    the one that the run trains at."""
+
+    temperature: float | None = None
+    checkpoint: str = ""
+
+
+def base_samplers(said: str) -> list[Base]:
     """The base samplers that `explore.samplers` names. Raises BadInput that says what is wrong."""
     made = []
     for item in (part.strip() for part in said.split(",")):
@@ -48,7 +56,7 @@ def behaviours(said: str) -> list[Behaviour]:
             raise BadInput(f"'{item}' does not end in a temperature above 0")
         if temperature is not None and not 0 < temperature < inf:
             raise BadInput(f"'{item}': a temperature is above 0")
-        made.append(Behaviour(temperature, folder) if temperature is not None else Behaviour(None, heat))
+        made.append(Base(temperature, folder) if temperature is not None else Base(None, heat))
     if not all(b.temperature is not None or b.checkpoint for b in made):
         raise BadInput("an item is empty")
     if len(set(made)) < len(made):
@@ -65,10 +73,10 @@ def _temperature(text: str) -> float | None:
 
 def problem(p: Params, flat: Mapping[str, Any]) -> tuple[str, str] | None:
     try:
-        named = behaviours(p.samplers)
+        named = base_samplers(p.samplers)
     except BadInput as error:
         return "explore.samplers", f"must be temperatures and folders with commas between: {error}"
-    if flat["rollout.engine"] == "vllm" and named != [Behaviour(flat["rollout.temperature"])]:
+    if flat["rollout.engine"] == "vllm" and named != [Base(flat["rollout.temperature"])]:
         return "rollout.engine", "must be hf with explore.name=improper: vllm has one set of weights, one temperature"
     return None
 
@@ -78,10 +86,11 @@ class Rule(Explorer):
 
     def __init__(self, p: Params, run: Run):
         super().__init__(p, run)
-        self.behaviours = behaviours(p.samplers)
-        for behaviour in self.behaviours:
-            run.ready(behaviour)
-        self.theta = np.zeros(len(self.behaviours))
+        self.bases = base_samplers(p.samplers)
+        for base in self.bases:
+            if base.checkpoint:
+                run.sampler.of_checkpoint(base.checkpoint)
+        self.theta = np.zeros(len(self.bases))
         self.by: dict[tuple[str, int], int] = {}  # which sampler wrote (prompt id, index) in this step
         self.used = self.shares()  # shares of the step under way
 
@@ -95,11 +104,8 @@ class Rule(Explorer):
         self.used, edges = self.shares(), self.shares().cumsum()[:-1]
         by = [int(np.searchsorted(edges, self.generator(step, *job).random(), side="right")) for job in jobs]
         self.by |= {(prompt.id, i): m for (prompt, i), m in zip(jobs, by)}
-        done: dict[int, Rollout] = {}
-        for m, behaviour in enumerate(self.behaviours):
-            mine = [j for j, who in enumerate(by) if who == m]
-            done |= zip(mine, self.run.draw([jobs[j] for j in mine], step, behaviour))
-        return [done[j] for j in range(len(jobs))]
+        asked = [Request(prompt, i, *self.bases[m]) for (prompt, i), m in zip(jobs, by)]
+        return self.run.sampler.sample(asked, step)
 
     def learn(self, groups: list[Group], x: TokenBatch) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..types import Group, Rollout, TokenBatch, knob, present
+from ..types import Group, Prompt, Rollout, TokenBatch, knob
 from . import Explorer, Run, Solution
 
 
@@ -69,7 +69,7 @@ class Rule(Explorer):
         self.divergence, taught = {}, 0
         swaps: dict[tuple[int, int], Rollout] = {}  # by group and place
         for n, group in enumerate(groups):
-            if solutions := self.run.solutions(group.prompt)[: self.p.solutions]:
+            if solutions := self._solutions(group.prompt):
                 taught += 1
                 swaps |= {(n, place): rollout for place, rollout in self._swaps(group, solutions, step).items()}
         found = dict(zip(swaps, self.run.score(list(swaps.values()), step)))
@@ -83,6 +83,9 @@ class Rule(Explorer):
             )
             for n, group in enumerate(groups)
         ]
+
+    def _solutions(self, prompt: Prompt) -> list[Solution]:
+        return [] if self.run.teacher is None else self.run.teacher.solutions(prompt)[: self.p.solutions]
 
     def _swaps(self, group: Group, solutions: list[Solution], step: int) -> dict[int, Rollout]:
         """What a teacher's solutions replace in a group, by place."""
@@ -99,7 +102,7 @@ class Rule(Explorer):
 
     def rewards(self, groups: list[Group], x: TokenBatch) -> list[np.ndarray]:
         last_B = x.length_B.long() - 1
-        entropy_B = present(x.old_entropy_BT).gather(1, last_B[:, None])[:, 0].tolist()
+        entropy_B = x.old_entropy_BT.gather(1, last_B[:, None])[:, 0].tolist()
         failed, correct = self.run.values
         made, row, bonuses = super().rewards(groups, x), 0, []
         for group, reward_G in zip(groups, made):

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import ORIGINS, Group, Prompt, Rollout, Score, TokenBatch, Verdict, knob, present
-from . import Behaviour, Explorer, Run, tokens, under_policy
+from ..types import ORIGINS, Group, Prompt, Rollout, Score, TokenBatch, Verdict, knob
+from . import Explorer, Run, tokens, under_policy
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Buffer:
             }
             for r, s, advantage in self.kept
         ]  # fmt: skip
-        old = [logprob for r, *_ in self.kept for logprob in present(r.old_logprobs)]
+        old = [logprob for r, *_ in self.kept for logprob in r.old_logprobs or ()]
         return {
             "token": torch.tensor([token for r, *_ in self.kept for token in r.token_ids], dtype=torch.int32),
             "old_logprob": torch.tensor(old, dtype=torch.float32),
@@ -120,8 +120,7 @@ class Rule(Explorer):
     def chosen(self, groups: list[Group], step: int) -> list[Group]:
         p = self.p
         hard = [group for group in groups if all(score.graded <= self.run.values[0] for score in group.scores)]
-        behaviour = Behaviour(p.temperature)
-        again = self.again([group.prompt for group in hard], p.retries, step, behaviour) if p.retries else []
+        again = self.again([group.prompt for group in hard], p.retries, step, p.temperature) if p.retries else []
         if p.ratio == "policy":
             again = [under_policy(group) for group in again]
         kept = [self._kept(group, np.abs(self.advantages(group)) >= p.keep) for group in groups]
@@ -160,7 +159,7 @@ class Rule(Explorer):
             return
         rows = [(rollout, score) for group in groups for rollout, score in zip(group.rollouts, group.scores)]
         advantage_B, old = x.advantage_BT[:, 0].tolist(), x.old_logprob_BT.tolist()
-        first_time = (present(x.origin_B) != ORIGINS.index("replay")).tolist()
+        first_time = (x.origin_B != ORIGINS.index("replay")).tolist()
         found = []
         for b, (r, score) in enumerate(rows):
             if first_time[b] and advantage_B[b] > self.p.replay_least:

@@ -7,9 +7,9 @@ changes the probe's entropy by
 
     ΔH_t = λ_t J_t,      J_t = ⟨D ∘ ∇H, ∇_θ log π(y_t)⟩,
 
-and J_t of ALL tokens is one directional derivative of their log-probabilities, along D ∘ ∇H. It is
-taken by central differences: two forward passes for any number of tokens and of classes. Any split
-(class, clip side, position, reward …) is a sum of ΔH_t afterwards.
+and J_t of ALL tokens is one directional derivative of their log-probabilities, along D ∘ ∇H
+(derivative.py): one pass for any number of tokens and of classes. Any split (class, clip side,
+position, reward …) is a sum of ΔH_t afterwards.
 
 What a gradient does at once is a share 1 − β₁ of what it will have done: the rest acts through the
 momentum of later updates. Within a step that is followed up: the same tokens differentiated along
@@ -17,48 +17,26 @@ momentum of later updates. Within a step that is followed up: the same tokens di
 all updates fit into EXACT_BYTES; else by the recursion carried_u = β₁ (carried_{u−1} + at
 once_{u−1}), which holds D and ∇H where they were.
 
-Nothing but torch: the model is whatever has the methods of `Model`.
+Nothing but torch: the model is whatever has the methods of `derivative.Model`.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import Weights
-from ..types import TokenBatch, present
+from ..objective import Gradient, WeightedTokens
+from ..types import TokenBatch
+from .derivative import Derivative, Differentiator, Model
 from .entropy import CLASSES, SIDES, ClassRule, clip_side, entropy_change, returned_weight
 from .optimizers import Slope, chunks, dot, local, momentum_of, put
 from .parts import REST, Parts, fresh_gradients
 
-# 0.3 % of ‖θ‖: in fp32 the errors of rounding and of curvature are about alike there.
-STRIDE = 3e-3
+UNSURE = 0.05  # disagreement of two strides above which a sum is not logged
 EXACT_BYTES = 256 << 20  # for the parameters and directions of a step's updates, on each rank
-
-
-class Statistics(Protocol):
-    """Of the N response tokens of a batch, [N] each."""
-
-    @property
-    def logprob_N(self) -> Tensor: ...
-
-    @property
-    def entropy_N(self) -> Tensor: ...
-
-
-class Model(Protocol):
-    """What the ledger asks of a policy."""
-
-    def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]: ...
-
-    def statistics(self, x: TokenBatch, entropy_grad: bool = False) -> Statistics: ...
-
-    def exactly(self) -> AbstractContextManager[Any]:
-        """Compute in the weights' own precision inside."""
 
 
 @dataclass
@@ -75,22 +53,23 @@ class Seen:
     lever_BT: Tensor  # λ of a token outside the clip if its side's β were 1: −bound · A · scale
     logit_BT: Tensor  # first-order ΔH in logit space
     scale_BT: Tensor
+    influence_BT: Tensor  # J, float64; NaN where it was not taken
+    theta: list[Tensor] = field(default_factory=list)  # parameters before the step, while they are needed
+    direction: list[Tensor] = field(default_factory=list)  # (1 − β₁) preconditioner ∘ ∇H: D ∘ ∇H without the clipping
     clip: float = 1.0  # what gradient-norm clipping multiplied the gradient by
-    theta: list[Tensor] | None = None  # parameters before the step, while they are needed
-    direction: list[Tensor] | None = None  # (1 − β₁) preconditioner ∘ ∇H: D ∘ ∇H without the clipping
-    influence_BT: Tensor | None = None  # J
     sums: dict[str, float] = field(default_factory=dict)  # of this rank
 
     @classmethod
     def blank(cls, mini: TokenBatch) -> "Seen":
         zeros = lambda: torch.zeros_like(mini.mask_BT)
         codes = lambda: torch.zeros_like(mini.mask_BT, dtype=torch.int64)
-        return cls(mini, zeros(), codes(), codes(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros())
+        unknown_BT = torch.full_like(mini.mask_BT, torch.nan, dtype=torch.float64)
+        return cls(mini, zeros(), codes(), codes(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), unknown_BT)
 
 
 class Ledger:
-    """The ledger of one step. For each update: `begin`, `watch` for each micro-batch, `before` and
-    `after` around the optimizer's step. Then `close`.
+    """The ledger of one step. For each update `before` and `after` around the optimizer's step,
+    then `close`.
 
     It looks on: parameters and gradients are what they were, bit for bit, after each call.
     """
@@ -104,43 +83,34 @@ class Ledger:
         *,
         updates: int = 1,
         apart: bool = False,
-        stride: float = STRIDE,
+        stride: float = 0.0,
         total: Callable[[Any], Any] = lambda value: value,
         choose: Callable[[TokenBatch], Tensor] | None = None,
     ):
         """`updates`: how many the step has. `apart`: take the last one apart by backward passes too
-        (parts.py). `stride`: length of a step of the differences, as a share of ‖θ‖. `total` sums a
-        float or tensor over the ranks. `choose` picks the rows ([n] int64) of a mini-batch whose
-        influence is taken; default: all."""
+        (parts.py). `stride`: of central differences, as a share of ‖θ‖; 0: none is needed, or it is
+        chosen (derivative.py). `total` sums a float or tensor over the ranks. `choose` picks the
+        rows ([n] int64) of a mini-batch whose influence is taken; default: all."""
         self.model, self.optimizer, self.probe, self.rule = model, optimizer, probe, rule
         self.total, self.choose = total, choose
-        self.updates, self.takes_apart, self.stride = updates, apart, stride
+        self.updates, self.takes_apart = updates, apart
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
+        self.derivative = Differentiator(model, self.parameters, total, stride)
+        self.stride = 0.0  # the longest that a difference was taken with
+        self.disagreement: dict[str, float] = {}  # of two strides, the largest over the updates, by sum
         self.beta1 = momentum_of(optimizer)
         here = sum(local(p).numel() * p.element_size() for p in self.parameters)
         # All ranks or none: what is exact takes more passes, in which all take part.
         self.exact = float(total(torch.tensor(float(2 * updates * here > EXACT_BYTES)))) == 0
         self.seen: list[Seen] = []
-        self.stepped = 0  # how many of them the optimizer has stepped on
         self.parts: Parts | None = None  # of the update under way
         self.apart: dict[str, float] = {}  # what was measured of the update that was taken apart
         self.entropy: list[float] = []  # of the probe, before each update
         self.seconds = 0.0
 
-    def begin(self, mini: TokenBatch) -> None:
-        """An update of `mini` comes. One that was begun and not stepped is forgotten."""
-        del self.seen[self.stepped :], self.entropy[self.stepped :]
-        self.seen.append(Seen.blank(mini))
-        last = len(self.seen) == self.updates  # the furthest off-policy
-        self.parts = Parts(self.optimizer, self.rule, self.total) if self.takes_apart and last else None
-
-    def watch(self, s: Statistics, index: Tensor, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
-        """The rows `index` of the mini-batch as the update sees them: their statistics with the
-        graph, and without. `scale_BT`: aggregation factor."""
-        start = time.perf_counter()
-        if self.parts is not None:
-            self.parts.watch(s.logprob_N, s.entropy_N, x, w)
-        seen, inside = self.seen[-1], x.mask_BT.bool()
+    def _watch(self, seen: Seen, part: WeightedTokens) -> None:
+        """Fill in what a micro-batch says of its rows."""
+        x, w, scale_BT, inside = part.x, part.weights, part.scale_BT, part.x.mask_BT.bool()
         code_BT = self.rule.codes(x.logprob_BT, x.entropy_BT, x.advantage_BT)
         side_BT = clip_side(x.log_ratio_BT.exp(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
         returned_BT = returned_weight(side_BT, x.advantage_BT, w.clip_low_BT, w.clip_high_BT) * w.factor_BT
@@ -152,21 +122,27 @@ class Ledger:
             "total_slope": w.total_slope_BT,
             "entropy_slope": torch.zeros_like(x.mask_BT) if w.entropy_slope_BT is None else w.entropy_slope_BT,
             "lever": -returned_BT * scale_BT,
-            "logit": entropy_change(
-                -w.slope_BT, x.logprob_BT, x.entropy_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT)
-            ),
+            "logit": entropy_change(-w.slope_BT, x.logprob_BT, x.entropy_BT, x.sum_p2_BT, x.sum_p2_logp_BT),
             "scale": scale_BT,
         }
         for name, value_BT in facts.items():
             whole_BT = getattr(seen, f"{name}_BT")
-            whole_BT[index, : value_BT.shape[1]] += torch.where(inside, value_BT, 0).to(whole_BT.dtype)
-        self.seconds += time.perf_counter() - start
+            whole_BT[part.index, : value_BT.shape[1]] += torch.where(inside, value_BT, 0).to(whole_BT.dtype)
 
-    def before(self, clip: float) -> None:
-        """After the backward pass and the clipping by factor `clip`, before the step."""
+    def before(self, gradient: Gradient, clip: float) -> None:
+        """After the backward pass, whose weights are `gradient`, and the clipping by factor `clip`;
+        before the step."""
         start = time.perf_counter()
-        seen = self.seen[-1]
+        seen = Seen.blank(gradient.mini)
+        self.seen.append(seen)
         seen.clip = clip
+        last = len(self.seen) == self.updates  # the furthest off-policy
+        self.parts = Parts(self.optimizer, self.rule, self.total) if self.takes_apart and last else None
+        for part in gradient.parts:
+            if self.parts is not None:  # the pass again, for the graph
+                s = self.model.statistics(part.x, entropy_grad=part.weights.entropy_slope_BT is not None)
+                self.parts.watch(s.logprob_N, s.entropy_N, part.x, part.weights)
+            self._watch(seen, part)
         seen.direction, entropy = self._probe_gradient()
         seen.theta = [local(p.detach()).clone() for p in self.parameters]
         self.entropy.append(entropy)
@@ -176,15 +152,14 @@ class Ledger:
         """After the step."""
         start = time.perf_counter()
         seen = self.seen[-1]
-        self.stepped = len(self.seen)
         seen.sums |= self._take_apart(seen)
         if self.parts is not None:
-            self.apart |= self.parts.after(present(seen.theta), seen.clip, self._probe_entropy, self.entropy[-1])
+            self.apart |= self.parts.after(seen.theta, seen.clip, self._probe_entropy, self.entropy[-1])
         if not self.exact:
             now = [local(p.detach()).clone() for p in self.parameters]
             self._influence(seen, None)
             put(self.parameters, now)
-            seen.theta = seen.direction = None
+            seen.theta, seen.direction = [], []
         self.seconds += time.perf_counter() - start
 
     def close(self) -> dict[str, float]:
@@ -195,9 +170,9 @@ class Ledger:
             later: list[Tensor] | None = None  # Σ β₁^(u−v) direction_u over the updates u after v
             for seen in reversed(self.seen):
                 self._influence(seen, later)
-                own = present(seen.direction)
+                own = seen.direction
                 later = [self.beta1 * (d if later is None else d + later[i]) for i, d in enumerate(own)]
-                seen.theta = seen.direction = None
+                seen.theta, seen.direction = [], []
             put(self.parameters, now)
         made = self._metrics(self._probe_entropy())
         self.seconds += time.perf_counter() - start
@@ -230,7 +205,7 @@ class Ledger:
         This rank's part of each sum, some elements at a time: no buffer of all of them is made.
         """
         made = dict.fromkeys(("step", "gradient", "momentum", "decay", "step_square", "left_square"), 0.0)
-        for p, entropy_slope, theta in zip(self.parameters, present(seen.direction), present(seen.theta)):
+        for p, entropy_slope, theta in zip(self.parameters, seen.direction, seen.theta):
             now, before, flat_slope = (value.reshape(-1) for value in (local(p.detach()), theta, entropy_slope))
             for part in chunks(len(now)):
                 slope = Slope.of(self.optimizer, p, theta, part)
@@ -250,65 +225,47 @@ class Ledger:
         chosen = torch.arange(len(seen.mini)) if self.choose is None else self.choose(seen.mini)
         rows = seen.mini.rows(chosen)
         cut = lambda value_BT: value_BT[chosen][:, : rows.mask_BT.shape[1]]
-        own, code, side = cut(seen.own_BT) > 0, cut(seen.code_BT), cut(seen.side_BT)
         # Where not all tokens were looked at, sums are estimates from those that were.
         share = float(rows.mask_BT.sum() / seen.mini.mask_BT.sum())
-        add = lambda name, value_BT: seen.sums.__setitem__(
-            name, seen.sums.get(name, 0.0) + float(torch.where(own, value_BT, 0.0).double().sum()) / share
-        )
-        seen.sums |= {"looked": float(own.sum()), "tokens": float(seen.own_BT.sum())}
+        seen.sums |= {"looked": float(cut(seen.own_BT).sum()), "tokens": float(seen.own_BT.sum())}
         for c, name in enumerate(CLASSES[1:], 1):
             seen.sums[f"logit_{name}"] = float(torch.where(seen.code_BT == c, seen.logit_BT, 0.0).double().sum())
-        slope, total_slope, entropy_slope = cut(seen.slope_BT), cut(seen.total_slope_BT), cut(seen.entropy_slope_BT)
+        parts = self._parts(seen, cut)
         for kind, direction in (("predicted", seen.direction), ("carried", later)):
             if direction is None:
                 continue
-            j_BT, entropy_j_BT = (v * seen.clip for v in self._along(present(seen.theta), direction, rows))
-            for c, name in enumerate(CLASSES[1:], 1):
-                add(f"{kind}_{name}", torch.where(code == c, slope * j_BT, 0.0))
-            other_BT = total_slope - torch.where(code > 0, slope, 0.0)
-            add(f"{kind}_other", other_BT * j_BT + entropy_slope * entropy_j_BT)
+            names = [name for name in parts if kind == "predicted" or name in (*CLASSES[1:], "other")]
+            sums = lambda j_BT, entropy_j_BT: torch.tensor(
+                [sums_of(*parts[name], j_BT, entropy_j_BT) for name in names], dtype=torch.float64
+            )
+            made = self.derivative.along(seen.theta, direction, rows, lambda *values: self.total(sums(*values)))
+            self._note(kind, names, made)
+            value_K = sums(made.logprob_BT, made.entropy_BT)[:, 0] * seen.clip / share
+            for name, value in zip(names, value_K.tolist()):
+                key = name if name.startswith("lever_") else f"{kind}_{name}"
+                seen.sums[key] = seen.sums.get(key, 0.0) + value
             if kind == "predicted":
-                for s, name in enumerate(SIDES[1:], 1):
-                    add(f"predicted_clip_{name}", torch.where((side == s) & (code > 0), slope * j_BT, 0.0))
-                    add(f"lever_{name}", torch.where(side == s, cut(seen.lever_BT) * j_BT, 0.0))
-                seen.influence_BT = torch.full_like(seen.own_BT, torch.nan, dtype=torch.float64)
-                seen.influence_BT[chosen, : j_BT.shape[1]] = j_BT
+                seen.influence_BT[chosen, : rows.mask_BT.shape[1]] = made.logprob_BT * seen.clip
 
-    def _along(self, theta: list[Tensor], direction: list[Tensor], rows: TokenBatch) -> tuple[Tensor, Tensor]:
-        """[B, T] derivatives of log-probabilities and entropies at `theta` along `direction`, by
-        central differences."""
-        lengths = self.total(torch.tensor([dot(v, v) for v in (theta, direction)], dtype=torch.float64)).sqrt()
-        if not lengths[1] > 0:
-            return torch.zeros_like(rows.mask_BT), torch.zeros_like(rows.mask_BT)
-        epsilon = self.stride * float(lengths[0] / lengths[1])
-        found = []
-        with self.model.exactly():
-            passes = list(self.model.micro_batches(rows))
-            for sign in (1, -1):
-                self._put_along(theta, direction, sign * epsilon)
-                found.append(self._evaluate(rows, passes))
-        j_BT, entropy_j_BT = (found[0] - found[1]) / (2 * epsilon)
-        return j_BT, entropy_j_BT
+    def _parts(self, seen: Seen, cut: Callable[[Tensor], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What a token's derivatives of log-probability and of entropy are multiplied by, [B, T]
+        each, in every sum over tokens; 0 where another rank worked."""
+        own, code, side = cut(seen.own_BT) > 0, cut(seen.code_BT), cut(seen.side_BT)
+        slope, nothing = cut(seen.slope_BT), torch.zeros_like(cut(seen.slope_BT))
+        where = lambda condition, value: torch.where(condition & own, value, 0.0)
+        made = {name: (where(code == c, slope), nothing) for c, name in enumerate(CLASSES[1:], 1)}
+        other = cut(seen.total_slope_BT) - torch.where(code > 0, slope, 0.0)
+        made["other"] = (where(own, other), where(own, cut(seen.entropy_slope_BT)))
+        for s, name in enumerate(SIDES[1:], 1):
+            made[f"clip_{name}"] = (where((side == s) & (code > 0), slope), nothing)
+            made[f"lever_{name}"] = (where(side == s, cut(seen.lever_BT)), nothing)
+        return made
 
-    @torch.no_grad()
-    def _evaluate(self, rows: TokenBatch, passes: list[tuple[Tensor, TokenBatch]]) -> Tensor:
-        """[2, B, T] log-probabilities and entropies in float64, on every rank; `passes`: its
-        micro-batches."""
-        made = rows.mask_BT.new_zeros(2, *rows.mask_BT.shape, dtype=torch.float64)
-        for index, micro in passes:
-            s, inside = self.model.statistics(micro), micro.mask_BT.bool()
-            for part_BT, value_N in zip(made, (s.logprob_N, s.entropy_N)):
-                part_BT[index, : inside.shape[1]] += torch.zeros_like(inside, dtype=torch.float64).masked_scatter(
-                    inside, value_N.double()
-                )
-        return self.total(made)
-
-    @torch.no_grad()
-    def _put_along(self, theta: list[Tensor], direction: list[Tensor], share: float) -> None:
-        """θ + share · direction, without a buffer of its own."""
-        for p, t, d in zip(self.parameters, theta, direction):
-            local(p).copy_(t).add_(d, alpha=share)
+    def _note(self, kind: str, names: list[str], made: Derivative) -> None:
+        self.stride = max(self.stride, made.stride)
+        for name, value in zip(names, made.disagreement_K.tolist()):
+            key = name if name.startswith("lever_") else f"{kind}_{name}"
+            self.disagreement[key] = max(self.disagreement.get(key, 0.0), value)
 
     # -- the step
 
@@ -355,16 +312,32 @@ class Ledger:
         made["ledger/influence_residual"] = float(
             (all_tokens.sum(0) - of("gradient")).abs().sum() / size.clamp(min=1e-60)
         )
+        made["ledger/stride"] = self.stride
+        made["ledger/influence_disagreement"] = max(self.disagreement.values(), default=0.0)
+        for name in self.unsure:
+            del made[f"ledger/{name}"]
         if self.apart:  # what first order says of the update that was taken apart
             first_order = {name: float(of(f"predicted_{name}")[-1]) for name in tokens}
             first_order |= {"momentum": float(of("momentum")[-1]), "decay": float(of("decay")[-1])}
             made |= {f"ledger/first_order_{name}": first_order[name] for name in (*CLASSES[1:], *REST)}
         return made | self.apart
 
+    @property
+    def unsure(self) -> list[str]:
+        """The sums on which the differences of two strides do not agree: they are not logged."""
+        return [name for name, value in self.disagreement.items() if value > UNSURE]
+
     def _empty_updates(self) -> int:
         """Updates without a token of any class."""
         counts = self.total(torch.tensor([float((seen.code_BT > 0).sum()) for seen in self.seen]))
         return int((counts == 0).sum())
+
+
+def sums_of(j_weight_BT: Tensor, entropy_weight_BT: Tensor, j_BT: Tensor, entropy_j_BT: Tensor) -> list[float]:
+    """Σ of (weight · J + weight · derivative of the entropy) over all tokens, and of its absolute
+    terms, in float64."""
+    term_BT = j_weight_BT.double() * j_BT + entropy_weight_BT.double() * entropy_j_BT
+    return [float(term_BT.sum()), float(term_BT.abs().sum())]
 
 
 @torch.no_grad()

@@ -76,5 +76,8 @@ class Slope:
         t = float(state["step"])
         square, first = (cut(state[k]).to(theta.device) for k in ("exp_avg_sq", "exp_avg"))  # offloaded ones too
         scale = (square / (1 - beta2**t)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**t))
+        # What has never had a gradient (rows of an embedding that no batch has held) did not move;
+        # its slope would be 1/ε, and a direction along it all rounding.
+        scale.masked_fill_(square == 0, 0.0)
         carried = scale * (first - (1 - beta1) * gradient)
         return cls(scale * (1 - beta1), gradient, carried, -lr * group["weight_decay"] * theta)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..objective import Weights
-from ..types import TokenBatch, present
+from ..objective import Gradient, Weights
+from ..types import TokenBatch
 from .entropy import (
     BY_PROBABILITY,
     CLASSES,
@@ -52,9 +52,9 @@ class Tally:
         value = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def add_all(self, sums: dict[str, float], share: float = 1.0) -> None:
+    def add_all(self, sums: dict[str, float]) -> None:
         for name, value in sums.items():
-            self.add(name, value * share)
+            self.add(name, value)
 
     def add_range(self, name: str, low: Tensor | float, high: Tensor | float) -> None:
         self.least[name] = min(self.least.get(name, float("inf")), float(low))
@@ -64,12 +64,20 @@ class Tally:
         """Count a micro-batch. `scale_BT` is a weight's factor in the aggregated loss (1 / tokens
         for a token mean)."""
         fields = (
-            x.logprob_BT, x.entropy_BT, x.advantage_BT, present(x.sum_p2_BT), present(x.sum_p2_logp_BT),
+            x.logprob_BT, x.entropy_BT, x.advantage_BT, x.sum_p2_BT, x.sum_p2_logp_BT,
             x.old_logprob_BT, w.weight_BT, scale_BT, w.clip_low_BT, w.clip_high_BT, w.factor_BT,
         )  # fmt: skip
         self._waiting.append(torch.stack([value_BT.detach() for value_BT in fields])[:, x.mask_BT.bool()])
         if sum(waiting.shape[1] for waiting in self._waiting) >= WAITING:
             self._count()
+
+    def add_gradient(self, gradient: Gradient) -> None:
+        """Count an update: its tokens, the values of its terms, the facts of its loss."""
+        self.add_all(gradient.sums)
+        for part in gradient.parts:
+            if part.x.mask_BT.any():  # not a pass that only keeps step with another rank
+                self.add_tokens(part.x, part.weights, part.scale_BT)
+                self.add_all(part.sums)
 
     def _count(self) -> None:
         """Add up what waits."""

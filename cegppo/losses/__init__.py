@@ -9,15 +9,15 @@ Two facts have a meaning of their own: `clip_low` and `clip_high`, the bounds on
 outside which this loss changes its rule (A < 0 below the one, A > 0 above the other). The
 instrument states clip facts at them. A loss without such bounds leaves them out.
 
-A loss that shares another's rule imports it, and its `Params` may extend the other's. One that
-reads more of the batch than its first five fields and the draws says so in its docstring.
+A loss that shares another's rule imports it, and its `Params` may extend the other's.
 
 What a module may ask for, each by a name of its own:
 * `WHOLE_BATCH = True`: it is given the whole mini-batch at once, however that is cut up;
+* `NEEDS = ("old_entropy_BT", …)`: fields of the batch that it reads besides log-probabilities,
+  advantages and the mask;
 * `DRAWS = True`: `x.uniform_BT` holds seeded draws, the same however the mini-batch is cut up;
 * `PROXY = "knob"`: `x.proxy_logprob_BT` holds log-probabilities of the old policy without the
-  tokens that are less probable than that knob times its most probable one, renormalised;
-* `make_knobs(values, steps)`: its knobs follow a controller (`cegppo.knobs.Knobs`).
+  tokens that are less probable than that knob times its most probable one, renormalised.
 
 docs/methods.md has the methods built of them side by side, with their sources.
 """
@@ -25,9 +25,7 @@ docs/methods.md has the methods built of them side by side, with their sources.
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import Any
 
-from ..knobs import Knobs, Scheduled
 from ..types import BadInput
 
 
@@ -41,9 +39,3 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise BadInput(f"there is no loss '{name}'; there are: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def knobs(name: str, values: dict[str, Any], steps: int) -> Knobs:
-    """What sets the knobs of loss `name` in a run of `steps` steps, from its configured
-    `values`."""
-    return getattr(load(name), "make_knobs", Scheduled)(values, steps)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch, knob, present
+from ..types import TokenBatch, knob
 from . import ppo_clip
 
 DRAWS = True
@@ -34,5 +34,5 @@ def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     low, high, ratio_BT = 1 - p.eps_low, 1 + p.eps_high, x.ratio_BT
     low_BT = (x.advantage_BT < 0) & (ratio_BT < low) & (ratio_BT >= low * (1 - p.band))
     high_BT = (x.advantage_BT > 0) & (ratio_BT > high) & (ratio_BT <= high * (1 + p.band))
-    rescued_BT = (low_BT | high_BT) & (present(x.uniform_BT) < p.share)
+    rescued_BT = (low_BT | high_BT) & (x.uniform_BT < p.share)
     return torch.where(rescued_BT, -x.advantage_BT * ratio_BT, loss_BT), {**bounds, "rescued": rescued_BT}

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch, knob, present
+from ..types import TokenBatch, knob
 from . import ppo_clip
 
 WHOLE_BATCH = True
+
+NEEDS = ("old_entropy_BT",)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Params(ppo_clip.Params):
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     loss_BT, bounds = ppo_clip.token_loss(x, p)
     inside_BT = x.mask_BT.bool()
-    pull_BT = x.old_logprob_BT.exp() * (present(x.old_entropy_BT) + x.old_logprob_BT)
+    pull_BT = x.old_logprob_BT.exp() * (x.old_entropy_BT + x.old_logprob_BT)
     std, mean = torch.std_mean(pull_BT[inside_BT], correction=0)
     dropped_BT = inside_BT & (x.advantage_BT < 0) & (pull_BT < mean - p.mu * std)
     return torch.where(dropped_BT, 0.0, loss_BT), {**bounds, "entropy_clip": dropped_BT}

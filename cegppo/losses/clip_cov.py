@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch, knob, present
+from ..types import TokenBatch, knob
 from . import ppo_clip
 
 WHOLE_BATCH = True
@@ -48,6 +48,6 @@ def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     covariance_BT = covariance(x)
     may_BT = x.mask_BT.bool() & (covariance_BT > p.cov_low) & (covariance_BT < p.cov_high) & ~(low_BT | high_BT)
     count = min(max(1, int(p.share * float(x.mask_BT.sum()))), int(may_BT.sum()))
-    first = torch.where(may_BT, present(x.uniform_BT), torch.inf).flatten().topk(count, largest=False).indices
+    first = torch.where(may_BT, x.uniform_BT, torch.inf).flatten().topk(count, largest=False).indices
     chosen_BT = torch.zeros_like(may_BT).flatten().index_fill(0, first, True).view_as(may_BT)
     return torch.where(chosen_BT, 0.0, loss_BT), {**bounds, "covariance_clip": chosen_BT}

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch, knob, present
+from ..types import TokenBatch, knob
 from . import ppo_clip
 
 FLOOR = 1e-8
+
+NEEDS = ("entropy_BT", "old_entropy_BT")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,6 @@ class Params(ppo_clip.Params):
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     loss_BT, bounds = ppo_clip.token_loss(x, p)
-    moved_BT = (x.entropy_BT.detach() + FLOOR) / (present(x.old_entropy_BT) + FLOOR)
+    moved_BT = (x.entropy_BT.detach() + FLOOR) / (x.old_entropy_BT + FLOOR)
     held_BT = (moved_BT <= 1 - p.beta_low) | (moved_BT >= 1 + p.beta_high)
     return torch.where(held_BT, loss_BT.detach(), loss_BT), {**bounds, "entropy_ratio_clip": held_BT}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import TokenBatch, knob, present
+from ..types import TokenBatch, knob
 from . import ppo_clip
 
 WHOLE_BATCH = True
@@ -40,7 +40,7 @@ class Params:
 
 def token_loss(x: TokenBatch, p: Params) -> tuple[Tensor, dict[str, Tensor]]:
     loss_BT, bounds = ppo_clip.token_loss(x, ppo_clip.Params(p.eps_low, p.eps_high))
-    logprob_BT, proxy_BT = x.logprob_BT, present(x.proxy_logprob_BT)
+    logprob_BT, proxy_BT = x.logprob_BT, x.proxy_logprob_BT
     negative_BT = x.mask_BT.bool() & (x.advantage_BT < 0)
     count = int(p.share * int(negative_BT.sum()))
     rarest = torch.where(negative_BT, logprob_BT.detach(), torch.inf).flatten().topk(count, largest=False).indices

@@ -24,6 +24,8 @@ from . import ppo_clip
 WHOLE_BATCH = True
 FLOOR = 0.02  # a mini-batch that hardly moves the entropy is hardly weighted
 
+NEEDS = ("entropy_BT",)
+
 
 @dataclass(frozen=True)
 class Params(ppo_clip.Params):

@@ -20,6 +20,8 @@ from . import ppo_clip
 
 WHOLE_BATCH = True
 
+NEEDS = ("entropy_BT",)
+
 
 @dataclass(frozen=True)
 class Params(ppo_clip.Params):

@@ -13,22 +13,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..types import TokenBatch, present
+from .traits import some_tokens
 
 
 def response_positions(x: TokenBatch) -> tuple[Tensor, Tensor]:
     """([N] rows, [N] places in the sequence) of the N response tokens of `x`, row by row."""
     row_N, t_N = torch.nonzero(x.mask_BT, as_tuple=True)
-    return row_N, present(x.prompt_len_B)[row_N] + t_N
+    return row_N, x.prompt_len_B[row_N] + t_N
 
 
 def predicting_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     """([N, H] hidden states that predict the response tokens, [N] those tokens)."""
-    sequence_BS = present(x.sequence_BS)
+    sequence_BS = x.sequence_BS
     hidden_BSH = decoder(input_ids=sequence_BS[:, :-1], use_cache=False).last_hidden_state
     row_N, place_N = response_positions(x)
     flat_N = row_N * hidden_BSH.shape[1] + place_N - 1
@@ -42,8 +43,8 @@ def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     Where attention is `variable_length` it goes by the cumulative lengths; elsewhere transformers
     makes a block-diagonal mask from the positions.
     """
-    sequence_BS = present(x.sequence_BS)
-    length_B = present(x.prompt_len_B) + x.length_B.long() - 1  # the last token predicts nothing
+    sequence_BS = x.sequence_BS
+    length_B = x.prompt_len_B + x.length_B.long() - 1  # the last token predicts nothing
     position_BS = torch.arange(sequence_BS.shape[1] - 1, device=length_B.device).expand(len(x), -1)
     inside_BS = position_BS < length_B[:, None]
     edge_B = torch.nn.functional.pad(length_B.cumsum(0), (1, 0))
@@ -56,6 +57,36 @@ def packed_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     ).last_hidden_state[0]  # fmt: skip
     row_N, place_N = response_positions(x)
     return hidden_NH.index_select(0, edge_B[row_N] + place_N - 1), sequence_BS[row_N, place_N]
+
+
+def some_batch(model: PreTrainedModel) -> TokenBatch:
+    """Three short answers of unlike length, two of them to one prompt: what a way to lay out a pass
+    is tried on."""
+    token_BS = some_tokens(model, 3, 8)
+    token_BS[1, :3] = token_BS[0, :3]
+    mask_BT = (torch.arange(5) < torch.tensor([[5], [3], [4]])).float().to(token_BS.device)
+    return TokenBatch(
+        mask_BT, mask_BT, mask_BT, mask_BT, mask_BT, sequence_BS=token_BS,
+        prompt_len_B=torch.full((3,), 3, device=token_BS.device),
+    )  # fmt: skip
+
+
+def alike(found_NH: Tensor, right_NH: Tensor, close: float) -> bool:
+    """Whether hidden states agree to `close`, relative and of the largest."""
+    return bool(torch.allclose(found_NH, right_NH, rtol=close, atol=close * float(right_NH.abs().max())))
+
+
+def packs(model: PreTrainedModel, bfloat16: bool) -> bool:
+    """Whether `model` computes the same when answers lie one after the other: found by trying it.
+    A model that does not go by `position_ids`, or whose states run on from one answer into the
+    next, does not."""
+    x, decoder = some_batch(model), model.get_decoder()
+    try:
+        with torch.no_grad(), torch.autocast(x.mask_BT.device.type, torch.bfloat16, enabled=bfloat16):
+            alone, together = (states(decoder, x)[0].float() for states in (predicting_states, packed_states))
+    except Exception:  # a decoder that takes no positions, or no lengths
+        return False
+    return alike(together, alone, 5e-2 if bfloat16 else 1e-3)
 
 
 def variable_length_attention(

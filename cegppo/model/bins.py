@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..types import TokenBatch, present
-from .attention import predicting_states
+from ..types import TokenBatch
+from .attention import alike, predicting_states, some_batch
+from .traits import text_config
 
 # A layer's matrix products cost a token about 24 · width², attention 4 · width for each token that
 # is looked at, half of them where it is causal.
@@ -47,8 +48,8 @@ class Bin:
 def plan(rows: Sequence[int], x: TokenBatch, padded: list[Pass], width: int, most: int) -> list[Pass]:
     """Passes over `rows` of `x` in bins; the `padded` ones where these cost no more in a decoder of
     `width`, or where a row is longer than the `most` tokens that a pass may have."""
-    prompt, answer = present(x.prompt_len_B).tolist(), x.length_B.long().tolist()
-    sequence = present(x.sequence_BS).cpu().numpy()
+    prompt, answer = x.prompt_len_B.tolist(), x.length_B.long().tolist()
+    sequence = x.sequence_BS.cpu().numpy()
     key = {b: sequence[b, : prompt[b]].tobytes() for b in rows}
     # The last token of an answer predicts nothing and is not fed.
     size = {b: prompt[b] + max(0, answer[b] - 1) for b in rows}
@@ -110,7 +111,7 @@ def _pass(bins: list[Bin]) -> Pass:
 
 def binned_states(decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
     """As `attention.predicting_states`, of a batch whose `bin_B` says which rows share a bin."""
-    sequence_BS, prompt_B = present(x.sequence_BS), present(x.prompt_len_B)
+    sequence_BS, prompt_B = x.sequence_BS, x.prompt_len_B
     fed = _Fed(x)
     token_bs = sequence_BS[fed.row_bs, fed.place_bs]
     # A token sees what came before it of its own part, and of the prompt that this part continues.
@@ -132,14 +133,15 @@ class _Fed:
     prompt, the first of its answer."""
 
     def __init__(self, x: TokenBatch):
-        sequence, prompt = present(x.sequence_BS).cpu().numpy(), present(x.prompt_len_B).tolist()
+        sequence, prompt = x.sequence_BS.cpu().numpy(), x.prompt_len_B.tolist()
         branch = [max(0, n - 1) for n in x.length_B.long().tolist()]
         # (bin, place there, row, place there, tokens, part, its parent): a prompt or an answer.
         parts: list[tuple[int, ...]] = []
         filled: dict[int, int] = {}
         prompts: dict[tuple[int, bytes], tuple[int, int]] = {}  # of a bin: (part, its end)
         begin, end = [], []
-        for b, own in enumerate(present(x.bin_B).tolist()):
+        assert x.bin_B is not None, "the pass has no plan of bins"
+        for b, own in enumerate(x.bin_B.tolist()):
             key = own, sequence[b, : prompt[b]].tobytes()
             at = filled.get(own, 0)
             if key not in prompts:
@@ -168,22 +170,16 @@ class _Fed:
 def taken(model: PreTrainedModel) -> bool:
     """Whether `model` computes the same in bins: every layer attends to all that its mask shows, by
     PyTorch's attention, and a few tokens come out alike both ways."""
-    config: PretrainedConfig = model.config
+    config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or window:
         return False
-    device = next(model.parameters()).device
-    token_BS = torch.arange(24, device=device).view(3, 8) % config.vocab_size
-    token_BS[1, :3] = token_BS[0, :3]  # two answers to one prompt, and another's
-    blank_BT = torch.ones(3, 5, device=device)
-    x = TokenBatch(
-        blank_BT, blank_BT, blank_BT, blank_BT, blank_BT, sequence_BS=token_BS, prompt_len_B=torch.full((3,), 3),
-        bin_B=torch.zeros(3, dtype=torch.int64),
-    )  # fmt: skip
+    x = some_batch(model)
+    x = x.but(bin_B=torch.zeros(len(x), dtype=torch.int64))
     try:
         with torch.no_grad():
             alone, together = (states(model.get_decoder(), x)[0] for states in (predicting_states, binned_states))
     except Exception:  # a decoder that takes no mask of this kind, or no positions
         return False
-    return bool(torch.allclose(alone, together, rtol=1e-3, atol=1e-3 * float(alone.abs().max())))
+    return alike(together, alone, 1e-3)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import advantage, ranks
-from ..types import TokenBatch, present
+from ..types import TokenBatch
 from . import parallel
 from .policy import Policy, scatter
 
@@ -48,7 +48,7 @@ def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten:
     value_BT = ranks.total(value_BT)
     reward_BT = torch.zeros_like(x.mask_BT)
     # The whole reward comes with the last token.
-    reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = present(x.reward_B)
+    reward_BT[torch.arange(len(x)), x.length_B.long() - 1] = x.reward_B
     reward_BT = reward_BT - soft * x.logprob_BT
     advantage_BT, return_BT = advantage.gae(reward_BT, value_BT, x.mask_BT, gamma, lam)
     if whiten:
@@ -59,7 +59,7 @@ def with_values(critic: Critic, x: TokenBatch, gamma: float, lam: float, whiten:
 def value_loss(value_BT: Tensor, x: TokenBatch, clip: float) -> tuple[Tensor, Tensor]:
     """PPO's clipped value loss per token and where the clip holds, [B, T] each: ½ max((V − R)²,
     (V_clipped − R)²)."""
-    old_BT, return_BT = present(x.old_value_BT), present(x.return_BT)
+    old_BT, return_BT = x.old_value_BT, x.return_BT
     near_BT = old_BT + (value_BT - old_BT).clamp(-clip, clip)
     plain_BT, clipped_BT = (value_BT - return_BT).square(), (near_BT - return_BT).square()
     return torch.maximum(plain_BT, clipped_BT) / 2, clipped_BT > plain_BT

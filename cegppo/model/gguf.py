@@ -46,7 +46,7 @@ def convert(file: Path, folder: Path) -> int:
         raise BadInput(
             f"reading a GGUF file needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[smollm2]'"
         )
-    where = dict(pretrained_model_name_or_path=str(file.parent), gguf_file=file.name)
+    where = dict(pretrained_model_name_or_path=str(file.parent), gguf_file=file.name, trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)

@@ -10,6 +10,8 @@ gradient is exact:
 
     ∂ loss / ∂ z = (s (onehot − π) − e π (log π + H)) / τ
 
+Some models scale the product or bound it before the softmax: `Scaling`.
+
 Left out: skipping blocks in which π rounds to zero (Cut Cross-Entropy, arXiv 2411.09009), which is
 not exact.
 """
@@ -30,6 +32,32 @@ BLOCK_VOCABULARY = {"cpu": 2048, "cuda": 16384}
 # 0 where 0 · ∞ is not.
 FLOOR = -1e4
 GONE = -1e4  # stands for log 0 in what is compared and never exponentiated into a sum
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a model does to its head's product x before the softmax: logits = cap · tanh(scale · x /
+    cap), or scale · x where `cap` is 0. Gemma's final soft cap (arXiv 2408.00118, section 2),
+    Cohere's `logit_scale`, Granite's `logits_scaling`."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def __call__(self, product: Tensor) -> Tensor:
+        scaled = product * self.scale if self.scale != 1.0 else product
+        return (scaled / self.cap).tanh() * self.cap if self.cap else scaled
+
+    def in_place(self, product: Tensor) -> Tensor:
+        """The same, in the memory of `product`."""
+        scaled = product.mul_(self.scale) if self.scale != 1.0 else product
+        return scaled.div_(self.cap).tanh_().mul_(self.cap) if self.cap else scaled
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """∂ logits / ∂ product where it came out as `logits`."""
+        return (1 - (logits / self.cap).square()) * self.scale if self.cap else self.scale
+
+
+PLAIN = Scaling()
 
 
 @dataclass(frozen=True)
@@ -81,10 +109,11 @@ def head_statistics(
     temperature: float = 1.0,
     entropy_grad: bool = False,
     most_bytes: int | None = None,
+    scaling: Scaling = PLAIN,
 ) -> TokenStatistics:
-    """The same as `token_statistics` of `hidden @ weight.T + bias`, divided by `temperature`,
-    holding one block of logits at a time, of at most `most_bytes` (a single row of a block may be
-    more).
+    """The same as `token_statistics` of `scaling(hidden @ weight.T + bias)`, divided by
+    `temperature`, holding one block of logits at a time, of at most `most_bytes` (a single row of a
+    block may be more).
 
     Matrix products take the dtype of `hidden_NH` and accumulate in fp32; everything after them is
     fp32 (fp64 for fp64). Gradients go to hidden states, weight and bias, whichever ask for one;
@@ -92,7 +121,7 @@ def head_statistics(
     """
     block = _block(hidden_NH.device, most_bytes)
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        made = _HeadStatistics.apply(hidden_NH, weight_VH, bias_V, token_N, temperature, block)
+        made = _HeadStatistics.apply(hidden_NH, weight_VH, bias_V, token_N, temperature, block, scaling)
     logprob_N, entropy_N, sum_p2_N, sum_p2_logp_N = made
     return TokenStatistics(logprob_N, entropy_N if entropy_grad else entropy_N.detach(), sum_p2_N, sum_p2_logp_N)
 
@@ -106,6 +135,7 @@ def proxy_logprob(
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
     most_bytes: int | None = None,
+    scaling: Scaling = PLAIN,
 ) -> Tensor:
     """[N] log-probability of each token under π without its tail, renormalised: the tail is what
     is less probable than `least` times π's most probable token ("min-p"). GONE for a token of the
@@ -117,7 +147,8 @@ def proxy_logprob(
     wide = torch.promote_types(hidden_NH.dtype, torch.float32)
     count = hidden_NH.shape[0]
     with torch.autocast(hidden_NH.device.type, enabled=False):
-        blocks = lambda: _blocks(hidden_NH, weight_VH, bias_V, temperature, _block(hidden_NH.device, most_bytes), wide)
+        block = _block(hidden_NH.device, most_bytes)
+        blocks = lambda: _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide, scaling)
         top_N = torch.full((count,), torch.finfo(wide).min, dtype=wide, device=hidden_NH.device)
         picked_N, total_N = torch.zeros(2, count, dtype=wide, device=hidden_NH.device)
         for _, rows, begin, logits_nv in blocks():
@@ -139,12 +170,12 @@ def _block(device: torch.device, most_bytes: int | None) -> tuple[int, int]:
 
 class _HeadStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_NH, weight_VH, bias_V, token_N, temperature, block):
+    def forward(ctx, hidden_NH, weight_VH, bias_V, token_N, temperature, block, scaling):
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         count = hidden_NH.shape[0]
         top_N = torch.full((count,), torch.finfo(wide).min, dtype=wide, device=hidden_NH.device)  # the running maximum
         picked_N, total_N, mean_N, square_N, cubed_N = torch.zeros(5, count, dtype=wide, device=hidden_NH.device)
-        for _, rows, begin, logits_nv in _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide):
+        for _, rows, begin, logits_nv in _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide, scaling):
             inside_n, place_n = _places(token_N[rows], begin, logits_nv.shape[1])
             picked_N[rows] += torch.where(inside_n, logits_nv.gather(1, place_n)[:, 0], 0)
             # Sums of e^(z−m), e^(z−m)(z−m), e^2(z−m), e^2(z−m)(z−m) over the vocabulary; a new
@@ -166,7 +197,7 @@ class _HeadStatistics(torch.autograd.Function):
         sum_p2_N = square_N / total_N.square()
         sum_p2_logp_N = cubed_N / total_N.square() - log_total_N * sum_p2_N
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, token_N, top_N, total_N, mean_N)
-        ctx.temperature, ctx.block, ctx.wide = temperature, block, wide
+        ctx.temperature, ctx.block, ctx.wide, ctx.scaling = temperature, block, wide, scaling
         ctx.mark_non_differentiable(sum_p2_N, sum_p2_logp_N)
         ctx.set_materialize_grads(False)
         return picked_N - top_N - log_total_N, log_total_N - mean_N, sum_p2_N, sum_p2_logp_N
@@ -182,9 +213,10 @@ class _HeadStatistics(torch.autograd.Function):
         bias_grad_V = torch.zeros_like(bias_V) if wanted["bias"] else None
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for weight_vH, rows, begin, logits_nv in _blocks(
-                hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.block, ctx.wide
+                hidden_NH, weight_VH, bias_V, ctx.temperature, ctx.block, ctx.wide, ctx.scaling
             ):
                 inside_n, place_n = _places(token_N[rows], begin, logits_nv.shape[1])
+                inner = ctx.scaling.slope(logits_nv * ctx.temperature) if ctx.scaling != PLAIN else None
                 weight_nv = (
                     logits_nv.sub_(top_N[rows, None]).clamp_(min=FLOOR).exp()
                 )  # π · total, so log π + H = z − m − mean
@@ -195,6 +227,8 @@ class _HeadStatistics(torch.autograd.Function):
                     grad_nv = logits_nv.sub_(mean_N[rows, None]).mul_(-by_entropy_n[:, None])
                     grad_nv = grad_nv.sub_((slope_N[rows] / total_N[rows])[:, None]).mul_(weight_nv)
                 grad_nv.scatter_add_(1, place_n, torch.where(inside_n, slope_N[rows], 0)[:, None])
+                if inner is not None:
+                    grad_nv = grad_nv.mul_(inner)
                 if bias_grad_V is not None:
                     bias_grad_V[begin : begin + grad_nv.shape[1]] += grad_nv.sum(0)
                 grad_nv = grad_nv.to(hidden_NH.dtype)
@@ -206,13 +240,11 @@ class _HeadStatistics(torch.autograd.Function):
             None if hidden_grad_NH is None else hidden_grad_NH.to(hidden_NH.dtype),
             weight_grad_VH,
             bias_grad_V,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
-def _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide):
+def _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide, scaling):
     """(weight of the block, its rows, its first token of the vocabulary, its logits [n, v]), the
     vocabulary outermost."""
     block_bytes, width = block
@@ -224,6 +256,7 @@ def _blocks(hidden_NH, weight_VH, bias_V, temperature, block, wide):
             logits_nv = _product(hidden_NH[rows], weight_vH.t(), wide)
             if bias_V is not None:
                 logits_nv += bias_V[begin : begin + width]
+            logits_nv = scaling.in_place(logits_nv)
             yield weight_vH, rows, begin, logits_nv.div_(temperature) if temperature != 1.0 else logits_nv
 
 

@@ -30,7 +30,10 @@ def targets(model: Any, settings: Lora) -> dict[str, nn.Linear]:
     """The linear layers that get an adapter, by name: all but the head, or those whose last name
     `settings.targets` has. Raises BadInput when one of these is nowhere."""
     head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    text = set(model.get_decoder().modules())  # not of what reads images or sounds
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head and m in text}
+    if not linear:
+        raise BadInput(f"model.lora.rank: {type(model).__name__} has no linear layer besides its head")
     last = {name.rpartition(".")[2] for name in linear}
     for wanted in settings.targets:
         if wanted not in last:

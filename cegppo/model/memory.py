@@ -22,6 +22,7 @@ from ..types import BadInput, said
 from . import lora
 from .head import BLOCK_BYTES
 from .policy import Policy, choose_device
+from .traits import text_config
 
 GIB = 2**30
 A = TypeVar("A")
@@ -32,7 +33,7 @@ ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 1) -> dict[str, float]:
     """Bytes on `device` ("cpu" or "cuda") by what takes them. `model` may be on the meta device.
     `shards`: processes that share weights."""
-    c, m, update = model.config, config.model, config.update
+    c, m, update = text_config(model), config.model, config.update
     parameters = sum(p.numel() for p in model.parameters())
     trained = lora.size(model, m.lora) if m.lora.rank else parameters
     decoder = sum(p.numel() for p in model.get_decoder().parameters())
@@ -50,9 +51,11 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
         # Its parts: nine cells' gradients, the same scaled; the step in three, and the
         # parameters twice.
         made["ledger"] = (12 + 4 * 23 * config.diagnostics.parts) * trained
+    if config.rollout.staleness and device == "cpu":  # copies lie in host memory, which is the device's here
+        made["older weights"] = 4 * trained * (config.rollout.staleness + 1)
     made = {name: value / shards for name, value in made.items()}
     if config.explore["name"] == "improper":  # checkpoints that sample, whole on every rank
-        frozen = sum(bool(b.checkpoint) for b in improper.behaviours(config.explore["samplers"]))
+        frozen = sum(bool(b.checkpoint) for b in improper.base_samplers(config.explore["samplers"]))
         made["samplers"] = 4 * frozen * parameters
     rows = -(-config.prompts_per_step * config.group_size // config.updates_per_step // shards)
     tokens = max(1, min(update.micro_batch_tokens, rows * (config.data.max_prompt_tokens + config.rollout.max_tokens)))
@@ -67,8 +70,9 @@ def activation_bytes(c: PretrainedConfig, dtype: str, checkpointing: bool) -> fl
     """Bytes a token that the layers of a Llama- or Qwen-like decoder keep for the backward pass."""
     width, layers = c.hidden_size, c.num_hidden_layers
     inner = getattr(c, "intermediate_size", None) or 4 * width  # what models that do not say it have
-    head = getattr(c, "head_dim", None) or width // c.num_attention_heads
-    attention = head * (c.num_attention_heads + 2 * (getattr(c, "num_key_value_heads", None) or c.num_attention_heads))
+    heads = getattr(c, "num_attention_heads", None) or 1  # of a state-space model: its width counts once
+    head = getattr(c, "head_dim", None) or width // heads
+    attention = head * (heads + 2 * (getattr(c, "num_key_value_heads", None) or heads))
     narrow = 2 if dtype == "bfloat16" else 4
     one = 4 * 4 * width + narrow * (2 * attention + 2 * width + 4 * inner)
     return 4 * width * layers + one if checkpointing else one * layers
@@ -91,7 +95,7 @@ def check(config: Config, path: str | Path, shards: int = 1) -> None:
     device = choose_device(config.model.device)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except Exception:  # not a model: Policy.load says why
         return
     needs, has = estimate(config, model, device.type, shards), available(device)
@@ -160,6 +164,15 @@ def within(policy: Policy, function: Callable[[], A]) -> A:
             raise stop
         room.tokens, room.retries, room.under_way = tokens // 2, room.retries + 1, None
         print(f"{where}: again, and from here on, with at most {room.tokens} tokens a pass", file=sys.stderr)
+
+
+def metrics(policy: Policy, asked: int) -> dict[str, float]:
+    """Once passes had to become smaller than the `asked` number of tokens: what they have now, and
+    how often that was in this step, whose end this is."""
+    retries, policy.room.retries = policy.room.retries, 0
+    if policy.micro_batch_tokens >= asked:
+        return {}
+    return {"memory/micro_batch_tokens": float(policy.micro_batch_tokens), "memory/retries": float(retries)}
 
 
 @contextmanager

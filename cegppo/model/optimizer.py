@@ -57,6 +57,11 @@ def clip_grad_norm(model: torch.nn.Module, most: float) -> Tensor:
     return parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), most or float("inf")))
 
 
+def clip_factor(norm: float, most: float) -> float:
+    """What `clip_grad_norm` multiplied a gradient of that norm by."""
+    return min(1.0, most / (norm + 1e-6)) if most else 1.0  # as clip_grad_norm_ does
+
+
 def adamw(parameters: Iterable[nn.Parameter], lr: float, u: Update) -> torch.optim.AdamW:
     """AdamW at rate `lr`, everything else as `update.*` says."""
     kind = OffloadedAdamW if u.offload_optimizer else torch.optim.AdamW

@@ -68,6 +68,15 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
+def sharded(own: Tensor, pattern: Tensor) -> Tensor:
+    """The tensor of which `own` is this rank's part, sharded as `pattern` is."""
+    if not isinstance(pattern, DTensor):
+        return own
+    mesh, placements = pattern.device_mesh, pattern.placements
+    shape, stride = pattern.shape, pattern.stride()
+    return DTensor.from_local(own.to(pattern.device), mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
 def like(value: Tensor, pattern: Tensor | None) -> Tensor:
     """A whole `value` that every rank holds, sharded as `pattern` is."""
     if not isinstance(pattern, DTensor) or pattern.shape != value.shape:

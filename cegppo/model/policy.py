@@ -4,30 +4,34 @@ Only the hidden states that predict response tokens meet the vocabulary.
 """
 
 import copy
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import ranks
 from ..config import Lora, Model
-from ..types import ORIGINS, BadInput, Rollout, TokenBatch, present, said
-from . import bins, lora, parallel
+from ..types import ORIGINS, BadInput, Rollout, TokenBatch, said
+from . import bins, lora, parallel, traits
 from .attention import checkpointed, packed_states, predicting_states
+from .attention import packs as keeps_apart
 from .bins import Pass
+from .cache import cache_of
 from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
 STATISTICS = ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
 CHECKED = 16  # one response in so many is computed again where the sampler computes as the trainer does
-AGREES = 1e-5  # nats a token on average
+AGREES, AT_MOST = 1e-5, 1e-3  # nats: a token on average, and any one token
 
 
 def choose_device(name: str) -> torch.device:
@@ -56,6 +60,12 @@ def _readable_model(path: str) -> None:
         raise BadInput(f"model.path={path}: no such folder")
     if folder.exists() and not (folder / "config.json").is_file():
         raise BadInput(f"model.path={path}: holds no config.json; not a Hugging Face model")
+    pickled = sorted(folder.glob("*.bin")) if folder.exists() and not any(folder.glob("*.safetensors")) else []
+    if pickled:
+        raise BadInput(
+            f"model.path={path}: its weights are pickled ({pickled[0].name}), which runs code when it is read; convert"
+            " them to safetensors"
+        )
 
 
 @dataclass
@@ -86,11 +96,14 @@ class Policy:
         packing: bool = False,
         in_bins: bool = False,
     ):
+        """Raises BadInput where the model's logits cannot be reproduced."""
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.head_chunk = temperature, head_chunk
         self.room = Room(micro_batch_tokens)
         self.bfloat16, self.packing, self.in_bins = bfloat16, packing, in_bins
         self.device = next(model.parameters()).device
+        self.scaling = traits.scaling_of(model)  # what the model does to its head's product
+        self.cache = cache_of(model)  # what it keeps between two tokens that it samples
         self._replica: parallel.Replica | None = None  # of a model whose weights are sharded, or adapted
         self.lora: Lora | None = None  # of its adapters
         self.adapters_off = False  # a KL reference that shares the weights which adapters stand beside
@@ -116,11 +129,13 @@ class Policy:
         chosen = choose_device(device)
         variable_length = chosen.type == "cuda" and dtype == "bfloat16"  # what its kernels take
         packs = packing == "always" or packing == "auto" and variable_length
-        attention = "variable_length" if packs and variable_length else "sdpa"
+        attention = "variable_length" if packs and variable_length else None  # None: sdpa where the model has it
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             *adapters, whole = lora.chain(path)  # a checkpoint may hold adapters of another model
-            model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32, attn_implementation=attention)
+            model = AutoModelForCausalLM.from_pretrained(
+                whole, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
+            )
             for folder in reversed(adapters):
                 lora.merge_into(model, folder)
         except Exception as error:  # a broken file surfaces as one of many exceptions of several libraries
@@ -130,6 +145,7 @@ class Policy:
             raise BadInput(f"model.path={path}: holds weights that are no numbers ({broken})")
         if tokenizer.eos_token_id is None:
             raise BadInput(f"model.path={path}: its tokenizer has no end-of-sequence token")
+        traits.text_alone(model)
         if checkpointing:
             if not any(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()):
                 raise BadInput(
@@ -137,6 +153,11 @@ class Policy:
                 )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
         model = model.to(chosen).eval()
+        if packs and not keeps_apart(model, bfloat16=dtype == "bfloat16"):
+            if packing == "always":
+                what = f"{type(model).__name__} does not keep packed answers apart"
+                raise BadInput(f"model.packing=always: {what}; choose auto or never")
+            packs = False
         in_bins = packing == "auto" and chosen.type == "cpu" and bins.taken(model)
         return cls(model, tokenizer, bfloat16=dtype == "bfloat16", packing=packs, in_bins=in_bins, **kwargs)
 
@@ -147,6 +168,20 @@ class Policy:
     @micro_batch_tokens.setter
     def micro_batch_tokens(self, tokens: int) -> None:
         self.room.tokens = tokens
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a response: the tokenizer's end of sequence, and all that the model's
+        `generation_config` names (a chat model's end of turn is often there alone)."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = [self.tokenizer.eos_token_id, *(named if isinstance(named, (list, tuple)) else [named])]
+        size = self.head()[0].shape[0]
+        return frozenset(int(i) for i in ids if i is not None and 0 <= i < size)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What a response says, without the token of `ends` that ended it."""
+        words = token_ids[:-1] if token_ids and token_ids[-1] in self.ends else token_ids
+        return self.tokenizer.decode(words, skip_special_tokens=True)
 
     def autocast(self) -> torch.autocast:
         """bf16 where it is asked for: matrix products in bf16 from fp32 weights, which therefore
@@ -164,6 +199,16 @@ class Policy:
             yield
         finally:
             self.bfloat16, self.packing = kept
+
+    @contextmanager
+    def row_by_row(self) -> Iterator[None]:
+        """Padded inside, whatever the run does: what checks a layout must not use it."""
+        kept = self.packing, self.in_bins
+        self.packing = self.in_bins = False
+        try:
+            yield
+        finally:
+            self.packing, self.in_bins = kept
 
     def save(self, folder: Path | None) -> None:
         """Weights, config and tokenizer, readable by `from_pretrained`; of a model with adapters
@@ -237,6 +282,12 @@ class Policy:
         head = self.model.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
 
+    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The logits [..., V] that `model`, this policy's with whole weights, has at `hidden` [...,
+        H]; not divided by the temperature."""
+        head = model.get_output_embeddings()
+        return self.scaling(head(hidden.to(head.weight.dtype)))
+
     def statistics(self, x: TokenBatch, entropy_grad: bool = False) -> TokenStatistics:
         """One forward pass over the rows of `x`; the head in blocks where its fp32 logits would
         take more than `head_chunk` MiB."""
@@ -245,17 +296,37 @@ class Policy:
     def _statistics(self, x: TokenBatch, entropy_grad: bool) -> tuple[Tensor, ...]:
         hidden_NH, token_N = self.states(self.model.get_decoder(), x)
         weight_VH, bias_V = self.head()
-        if 4 * len(token_N) * len(weight_VH) > self.head_chunk << 20:
+        rows = max(1, (self.head_chunk << 20) // (4 * len(weight_VH)))  # whose fp32 logits may be held
+        if len(token_N) <= rows:
+            s = self._plain_statistics(hidden_NH, token_N, entropy_grad)
+        elif unpack_dual(hidden_NH).tangent is not None:  # forward mode knows the plain way alone
+            parts = zip(hidden_NH.split(rows), token_N.split(rows))
+            made = [self._plain_statistics(*part, entropy_grad) for part in parts]
+            s = TokenStatistics(*(torch.cat(values) for values in zip(*(vars(each).values() for each in made))))
+        else:
             narrow_NH = hidden_NH.bfloat16() if self.bfloat16 else hidden_NH
             s = head_statistics(
-                narrow_NH, weight_VH, token_N, bias_V, self.temperature, entropy_grad, self.head_chunk << 20
-            )
-        else:
-            logits_NV = self.model.get_output_embeddings()(hidden_NH.to(weight_VH.dtype))
-            s = token_statistics(
-                logits_NV / self.temperature if self.temperature != 1.0 else logits_NV, token_N, entropy_grad
-            )
+                narrow_NH, weight_VH, token_N, bias_V, self.temperature, entropy_grad, self.head_chunk << 20,
+                self.scaling,
+            )  # fmt: skip
         return s.logprob_N, s.entropy_N, s.sum_p2_N, s.sum_p2_logp_N
+
+    def _plain_statistics(self, hidden_NH: Tensor, token_N: Tensor, entropy_grad: bool) -> TokenStatistics:
+        """With whole logits."""
+        logits_NV = self.logits(self.model, hidden_NH)
+        return token_statistics(
+            logits_NV / self.temperature if self.temperature != 1.0 else logits_NV, token_N, entropy_grad
+        )
+
+    def score_bytes(self, x: TokenBatch) -> int:
+        """What plain attention holds of scores in a pass over `x`, in one layer: heads × tokens² of
+        each row (of all rows together, packed; of a bin)."""
+        total_B = x.prompt_len_B + x.length_B.long()
+        if x.bin_B is not None:
+            total_B = torch.bincount(x.bin_B, weights=total_B.float())
+        longest, count = (int(total_B.sum()), 1) if self.packing else (int(total_B.max()), len(total_B))
+        heads = getattr(traits.text_config(self.model), "num_attention_heads", None) or 1
+        return 4 * heads * count * longest**2
 
     def states(self, decoder: nn.Module, x: TokenBatch) -> tuple[Tensor, Tensor]:
         """([N, H] hidden states of `decoder` that predict the response tokens, [N] those
@@ -292,7 +363,10 @@ class Policy:
         narrow_NH = hidden_NH.bfloat16() if self.bfloat16 else hidden_NH
         weight_VH, bias_V = self.head()
         most_bytes = self.head_chunk << 20
-        return (proxy_logprob(narrow_NH, weight_VH, token_N, least, bias_V, self.temperature, most_bytes),)
+        value_N = proxy_logprob(
+            narrow_NH, weight_VH, token_N, least, bias_V, self.temperature, most_bytes, self.scaling
+        )
+        return (value_N,)
 
     def micro_batches(self, x: TokenBatch) -> Iterator[tuple[Tensor, TokenBatch]]:
         """(row indices, rows) of at most `micro_batch_tokens` tokens each (a longer row is alone),
@@ -305,7 +379,7 @@ class Policy:
         sharded weights demand: where another rank has more, the last ones are row 0 without
         response tokens.
         """
-        total_B = (present(x.prompt_len_B) + x.length_B.long()).tolist()
+        total_B = (x.prompt_len_B + x.length_B.long()).tolist()
         plans = [self._plan(rows, x, total_B) for rows in ranks.shares(total_B, ranks.world())]
         mine = plans[ranks.rank()]
         for each in mine:
@@ -321,7 +395,7 @@ class Policy:
         padded = list(self._by_length(rows, total_B))
         if not self.in_bins or not rows:
             return padded
-        return bins.plan(rows, x, padded, self.model.config.hidden_size, self.micro_batch_tokens)
+        return bins.plan(rows, x, padded, traits.text_config(self.model).hidden_size, self.micro_batch_tokens)
 
     def _by_length(self, rows: list[int], total_B: list[int]) -> Iterator[Pass]:
         """Rows of like length together, padded or packed."""
@@ -378,21 +452,22 @@ class Policy:
             sequence_BS=tensor(pad(both, max(map(len, both)), 0), torch.int64),
             prompt_len_B=tensor([len(p) for p in prompts], torch.int64),
         )
-        own_B = present(x.origin_B) == ORIGINS.index("policy")
+        own_B = x.origin_B == ORIGINS.index("policy")
         now = self._said(rollouts, x) or self.evaluate(x)
         old_logprob_BT = now["logprob_BT"]
         brought_B = tensor([r.old_logprobs is not None for r in rollouts], torch.bool)
         if brought_B.any():
             own_BT = tensor(pad([r.old_logprobs or (0.0,) * len(r.token_ids) for r in rollouts], longest, 0.0))
             old_logprob_BT = torch.where(brought_B[:, None], own_BT, old_logprob_BT)
-        sampler_BT = torch.where(own_B[:, None], present(x.sampler_logprob_BT), old_logprob_BT)
+        sampler_BT = torch.where(own_B[:, None], x.sampler_logprob_BT, old_logprob_BT)
         return x.but(
             **now, old_logprob_BT=old_logprob_BT, old_entropy_BT=now["entropy_BT"], sampler_logprob_BT=sampler_BT
         )
 
     def _said(self, rollouts: Sequence[Rollout], x: TokenBatch) -> dict[str, Tensor]:
-        """What `evaluate` would make, as the sampler said it. Of one response in CHECKED it is
-        computed; nothing is returned where the two differ, or where the sampler did not say it."""
+        """What `evaluate` would make, as the sampler said it. Of one response in CHECKED, drawn at
+        random, it is computed, padded; nothing is returned where the two differ, or where the
+        sampler did not say it."""
         if any(r.statistics is None for r in rollouts):
             return {}
         said_BTF = np.zeros((*x.mask_BT.shape, len(STATISTICS)), dtype=np.float32)
@@ -400,12 +475,16 @@ class Policy:
             said_BTF[b, : len(r.token_ids), 0] = r.logprobs
             said_BTF[b, : len(r.token_ids), 1:] = r.statistics
         said = {name: torch.from_numpy(said_BTF[..., f].copy()).to(self.device) for f, name in enumerate(STATISTICS)}
-        index = torch.arange(0, len(x), CHECKED, device=self.device)
+        # Drawn by what was sampled: the same on every rank and after a resume, another every step.
+        draw = np.random.default_rng(zlib.crc32(repr([(r.prompt.id, r.token_ids) for r in rollouts]).encode()))
+        chosen = np.sort(draw.choice(len(x), -(-len(x) // CHECKED), replace=False))
+        index = torch.from_numpy(chosen).to(self.device)
         rows = x.rows(index)
         width = rows.mask_BT.shape[1]
-        computed = self.evaluate(rows)
+        with self.row_by_row():
+            computed = self.evaluate(rows)
         apart_BT = (said["logprob_BT"][index, :width] - computed["logprob_BT"]).abs() * rows.mask_BT
-        if not apart_BT.sum() <= AGREES * rows.mask_BT.sum():
+        if not (apart_BT.sum() <= AGREES * rows.mask_BT.sum() and apart_BT.max() <= AT_MOST):
             return {}
         for name, value_BT in computed.items():
             said[name][index, :width] = value_BT
@@ -418,10 +497,10 @@ def without_tokens(x: TokenBatch) -> TokenBatch:
     """Row 0 of `x` cut to two tokens of which none is a response's: a forward pass that costs
     next to nothing and adds nothing."""
     row = x.rows(torch.tensor([0]))
-    two_B = torch.full_like(present(row.prompt_len_B), 2)
+    two_B = torch.full_like(row.prompt_len_B, 2)
     row = row.but(mask_BT=torch.zeros_like(row.mask_BT), prompt_len_B=two_B)
     row = row.rows(torch.tensor([0]))  # the fields [B, T] to one place
-    return row.but(sequence_BS=present(x.sequence_BS)[:1, :2])
+    return row.but(sequence_BS=x.sequence_BS[:1, :2])
 
 
 def scatter(value_N: Tensor, mask_BT: Tensor) -> Tensor:

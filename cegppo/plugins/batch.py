@@ -70,51 +70,28 @@ def token_batch(
     """A TokenBatch of a trainer's tensors, in fp32 or wider; NaN for statistics that it does not
     have.
 
-    `advantage` is [B, T] or one a row, [B]. Padded positions may hold anything. `others` are
-    further fields of TokenBatch as they stand there. Only `logprob_BT` keeps its gradient.
+    `advantage` is [B, T] or one a row, [B]. Padded positions may hold anything, NaN and infinity
+    included: nothing of them reaches a loss or a gradient. `others` are further fields of
+    TokenBatch as they stand there. Only `logprob_BT` keeps its gradient.
     """
+    inside_BT = mask_BT.detach().bool()
     wide = torch.promote_types(logprob_BT.dtype, torch.float32)
     absent = torch.full_like(logprob_BT, torch.nan, dtype=wide, requires_grad=False)
     if advantage.dim() == 1:
         advantage = advantage[:, None].expand_as(logprob_BT)
-    given = lambda value: absent if value is None else value.detach().to(wide)
+    # `where` before any arithmetic: the gradient of a product with 0 is still 0 · NaN.
+    clean = lambda value: torch.where(inside_BT, value, 0)
+    given = lambda value: absent if value is None else clean(value.detach().to(wide))
     return TokenBatch(
-        logprob_BT=logprob_BT.to(wide),
+        logprob_BT=clean(logprob_BT.to(wide)),
         old_logprob_BT=given(old_logprob_BT),
         advantage_BT=given(advantage),
-        mask_BT=given(mask_BT),
+        mask_BT=mask_BT.detach().to(wide),
         entropy_BT=given(entropy_BT),
         sum_p2_BT=given(sum_p2_BT),
         sum_p2_logp_BT=given(sum_p2_logp_BT),
-        **others,
+        **{name: clean(value) if name.endswith("_BT") else value for name, value in others.items()},
     )
-
-
-class _Asked:
-    """A TokenBatch that notes which of its fields are read."""
-
-    def __init__(self, batch: TokenBatch, names: set[str] | None = None):
-        self.batch = batch
-        self.names: set[str] = set() if names is None else names
-
-    def __getattr__(self, name: str) -> Any:
-        self.names.add(name)
-        return getattr(self.batch, name)
-
-    def __len__(self) -> int:
-        return len(self.batch)
-
-    def but(self, **changes: Any) -> "_Asked":
-        return _Asked(self.batch.but(**changes), self.names)
-
-
-def needs(objective: Objective) -> set[str]:
-    """The fields of TokenBatch that the objective's loss reads, found by letting it read."""
-    ones_BT = torch.ones(1, 2)
-    every = {f.name: ones_BT for f in fields(TokenBatch) if f.name.endswith("_BT")}
-    asked = _Asked(TokenBatch(**every, **{name: ones_BT[:, 0].long() for name in ("row_B", "group_B", "origin_B")}))
-    objective.loss.token_loss(asked, objective.params)
-    return asked.names
 
 
 def refuse(trainer: str, objective: Objective, x: TokenBatch, *, whole: bool) -> None:
@@ -122,9 +99,8 @@ def refuse(trainer: str, objective: Objective, x: TokenBatch, *, whole: bool) ->
     or its rule is over the whole mini-batch and `x` is a part of one (`whole` is False)."""
     name = objective.loss.__name__.rpartition(".")[2]
     inside_BT = x.mask_BT.bool()
-    for field in sorted(needs(objective)):
-        value = getattr(x, field, None)
-        if value is None or field == "entropy_BT" and bool(value[inside_BT].isnan().any()):
+    for field in sorted(objective.needs):
+        if bool(getattr(x, field)[inside_BT].isnan().any()):
             raise BadInput(
                 f"{trainer}: loss '{name}' needs {field.rpartition('_')[0]}, which {trainer} does not give it"
             )
@@ -154,11 +130,13 @@ def serve(
     `factor_BT` multiplies every token's loss and gets no gradient: the trainer's correction for its
     sampler.
     """
-    factored = lambda loss_BT: loss_BT if factor_BT is None else loss_BT * factor_BT.detach()
+    inside_BT = x.mask_BT.bool()
+    factor_BT = None if factor_BT is None else torch.where(inside_BT, factor_BT.detach(), 0)
+    factored = lambda loss_BT: loss_BT if factor_BT is None else loss_BT * factor_BT
     unit_BT = torch.zeros_like(x.mask_BT, requires_grad=True)
     with torch.enable_grad():
         (scale_BT,) = torch.autograd.grad(aggregate(factored(unit_BT)), unit_BT)
-        scale_BT = torch.where(x.mask_BT.bool(), scale_BT, 0.0)
+        scale_BT = torch.where(inside_BT, scale_BT, 0.0)
         weights, sums = weigh(objective, x, {"policy": scale_BT})
     terms, _ = objective.losses(x, {"policy": x.mask_BT})
     facts = {name: value for name, value in sums.items() if name.startswith("fact/")}

@@ -32,6 +32,7 @@ from ..instrument.entropy import clip_side
 from ..instrument.tally import Tally
 from ..knobs import nearest
 from ..model.head import head_statistics
+from ..model.traits import candidates
 from ..objective import Objective, Weights, aggregation, kl_penalty
 from ..types import BadInput, TokenBatch, present
 from . import batch
@@ -205,9 +206,10 @@ class CEGPPOTrainer(GRPOTrainer):
         served = batch.serve(self.objective, x, lambda loss_BT: (loss_BT * plain_BT).sum(), factor_BT)
         loss = served.loss
         if self.beta:
-            kl_BT = kl_penalty(logps, inputs["ref_per_token_logps"], "k3")
+            ref_BT = torch.where(x.mask_BT.bool(), inputs["ref_per_token_logps"], 0.0)
+            kl_BT = kl_penalty(x.logprob_BT, ref_BT, "k3")
             kl_BT = kl_BT * x.ratio_BT if self.args.use_bias_correction_kl else kl_BT
-            loss = loss + self.beta * torch.where(plain_BT != 0, kl_BT * plain_BT, 0.0).sum()
+            loss = loss + self.beta * (torch.where(plain_BT != 0, kl_BT, 0.0) * plain_BT).sum()
             self._note("kl", self._mean(kl_BT.detach(), mask))
         accumulation = self.current_gradient_accumulation_steps if train else 1
         if self._entropy_bonus_enabled:  # the mean over its tokens, whatever loss_type says
@@ -295,7 +297,7 @@ class CEGPPOTrainer(GRPOTrainer):
         self.tally.add_tokens(x, w, scale_BT)
         self.tally.add_all(served.facts)
         self.tally.add("loss/policy", served.loss / processes)
-        self.tally.add("entropy_before", (present(x.old_entropy_BT) * x.mask_BT).sum())
+        self.tally.add("entropy_before", (x.old_entropy_BT * x.mask_BT).sum())
         self.tally.add("updates", self.accelerator.sync_gradients / processes)
         for watcher in self._watchers():
             watcher.update(self.state.global_step % self.args.updates_per_rollout, inputs["row"], x, w, scale_BT)
@@ -311,13 +313,17 @@ class CEGPPOTrainer(GRPOTrainer):
         if head.weight.shape[1:] == hidden_NH.shape[1:] and type(head.weight.data) is Tensor:
             with torch.no_grad():
                 hidden_NH = hidden_NH.float() if self.args.cast_lm_head_to_fp32 else hidden_NH
-                s = head_statistics(hidden_NH, head.weight, completion_ids[inside], head.bias, self.temperature)
-                if not len(hidden_NH) or (s.logprob_N - x.logprob_BT[inside]).abs().mean() < CLOSE:
-                    sums[:, inside] = torch.stack([s.sum_p2_N, s.sum_p2_logp_N]).to(sums.dtype)
+                for scaling in candidates(self._policy().config.get_text_config(decoder=True)):
+                    s = head_statistics(
+                        hidden_NH, head.weight, completion_ids[inside], head.bias, self.temperature, scaling=scaling
+                    )
+                    if not len(hidden_NH) or (s.logprob_N - x.logprob_BT[inside]).abs().mean() < CLOSE:
+                        sums[:, inside] = torch.stack([s.sum_p2_N, s.sum_p2_logp_N]).to(sums.dtype)
+                        break
         if sums[:, inside].isnan().any() and not self._warned:
             self._warned = True
             warnings.warn(
-                "this model's head is sharded or scales its logits: lever/*, dentropy/* and grad/share_* are left out",
+                "this model's head is sharded or unlike any known: lever/*, dentropy/* and grad/share_* are left out",
                 stacklevel=2,
             )
         return x.but(sum_p2_BT=sums[0], sum_p2_logp_BT=sums[1])

@@ -62,8 +62,7 @@ class RunFolder(Watcher):
 
     def update(self, number: int, row_B: Tensor, x: TokenBatch, w: Weights, scale_BT: Tensor) -> None:
         if self.record is not None:
-            self.record.update = number
-            self.record.add(x.but(row_B=row_B), w, scale_BT)
+            self.record.add(number, x.but(row_B=row_B), w, scale_BT)
 
     def on_step_end(self, args: CEGPPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.record is None or state.global_step % args.updates_per_rollout:

@@ -7,6 +7,7 @@ is `no_answer`, never `truncated`.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..config import Limits
 from ..record.files import as_lines, write_whole
 from ..types import BadInput, Prompt, Rollout, Verdict
 from .counts import maj_at_k, miss_at_k, vote
+from .notation import written
 from .reward import verdicts
 
 
@@ -34,7 +36,7 @@ class Problem:
 def read(path: Path) -> list[Problem]:
     """The problems of JSONL file `path`. Raises BadInput that names the file and the line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
     problems: list[Problem] = []
@@ -71,10 +73,13 @@ def _problem(row: Any, where: str) -> Problem:
     ):
         if not isinstance(row[key], kinds) or isinstance(row[key], bool):
             raise BadInput(f"{where}: '{key}' takes {what}, not {json.dumps(row[key])[:60]}")
+    answer = row["answer"]
+    if isinstance(answer, float) and not math.isfinite(answer) or isinstance(answer, str) and not answer.strip():
+        raise BadInput(f"{where}: 'answer' takes a string or a number, not {json.dumps(answer)}")
     texts = row["completions"]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise BadInput(f"{where}: 'completions' takes a list of at least one text")
-    return Problem(row["id"], str(row["answer"]), texts)
+    return Problem(row["id"], answer if isinstance(answer, str) else written(answer), texts)
 
 
 def grade(problems: list[Problem], limits: Limits) -> list[list[Verdict]]:

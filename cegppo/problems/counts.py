@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..types import AnswerForm
-from .reward import final_answer, normalised
+from .answers import final_answer
+from .notation import normalised
 
 
 def miss_at_k(n: int | np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
@@ -32,10 +33,10 @@ def maj_at_k(answers: list[list[str | None]], correct: list[list[bool]], k: int)
     al., arXiv 2203.11171).
 
     `answers` and `correct` hold each problem's n ≥ k samples: the final answer as
-    `reward.normalised` writes it, None for none, and whether it is right. A problem's value is the
-    mean over its ⌊n / k⌋ disjoint blocks of k consecutive samples. Within a block a missing answer
-    has no vote (none at all is a failure), and a tie counts the share of right answers among the
-    tied.
+    `notation.normalised` writes it, None for none, and whether it is right. A problem's value is
+    the mean over its ⌊n / k⌋ disjoint blocks of k consecutive samples. Within a block a missing
+    answer has no vote (none at all is a failure), and a tie counts the share of right answers
+    among the tied.
     """
     blocks = lambda row: [row[i : i + k] for i in range(0, len(row) - k + 1, k)]
     return float(

@@ -7,7 +7,10 @@ reference answer.
 
 import json
 import math
-from collections.abc import Set
+import signal
+import threading
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +22,10 @@ from ..config import Data, Eval, Source, is_rule, nearest
 from ..shipped import find
 from ..types import BadInput, Prompt, listed, present, said
 from . import instructions, programs
-from .reward import final_answer
+from .answers import final_answer
+from .notation import written
 
+TEMPLATE_SECONDS = 5.0  # that a model's chat template may take for a prompt
 TRAINING, BENCHMARK, WARM_UP = range(3)  # what problems are for; their random seeds never meet
 BLOCK = 10_000  # a generated task is an endless row of reasoning-gym datasets of this size, each with its own seed
 # (problem column, answer column, answer form): the first that fits a source's first row, unless the
@@ -109,7 +114,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if path.suffix not in (".json", ".jsonl"):
         raise BadInput(f"{path}: a data source's `file` ends in .json, .jsonl or .parquet")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise BadInput(f"{path}: not UTF-8") from None
     if path.suffix == ".json" and text.lstrip().startswith("["):
@@ -162,7 +167,7 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, (float, Decimal)) and not math.isfinite(value):
         return None
     try:
-        text = str(value)
+        text = value if isinstance(value, str) else written(value)
         text.encode()  # half a surrogate pair is no text
     except ValueError:
         return None
@@ -255,7 +260,7 @@ def encode(question: Question, tokenizer: Tokenizer, data: Data) -> tuple[str, t
 
     Without the chat template the text is the question, the suffix and a line break. With it, the
     question is a user's message, chat messages stay what they are, and the suffix goes to the last
-    of them. Raises BadInput.
+    of them. What comes before it `data.bos` says. Raises BadInput.
     """
     messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
     last = messages[-1]["content"]
@@ -264,16 +269,53 @@ def encode(question: Question, tokenizer: Tokenizer, data: Data) -> tuple[str, t
     if not data.chat_template:
         if len(messages) > 1:
             raise BadInput(f"a prompt of {len(messages)} chat messages needs data.chat_template=true")
-        return last + "\n", tuple(tokenizer.encode(last + "\n", add_special_tokens=False))
+        plain = last + "\n"
+        return plain, beginning(tuple(tokenizer.encode(plain, add_special_tokens=False)), plain, tokenizer, data.bos)
     if not tokenizer.chat_template:
         raise BadInput("data.chat_template=true: the model's tokenizer has no chat template")
     messages = [*messages[:-1], {**messages[-1], "content": last}]
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        with _ends_within(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     except Exception as error:  # a template is a program of its own and may refuse a role, say
         raise BadInput(f"data.chat_template: the model's template refuses a prompt: {said(error)}") from None
-    return text, tuple(ids)
+    return text, beginning(tuple(ids), None, tokenizer, data.bos)
+
+
+def beginning(ids: tuple[int, ...], plain: str | None, tokenizer: Tokenizer, bos: str) -> tuple[int, ...]:
+    """`ids` with the beginning that `data.bos` asks for: what the tokenizer itself puts before the
+    text `plain` (auto; a chat template, without one, brings its own), one BOS token, or none.
+    Raises BadInput."""
+    first = tokenizer.bos_token_id
+    if bos == "auto":
+        whole = tuple(tokenizer.encode(plain, add_special_tokens=True)) if plain is not None else ids
+        begin = next((i for i in range(len(whole) - len(ids) + 1) if whole[i : i + len(ids)] == ids), 0)
+        return whole[:begin] + ids
+    if bos == "always" and first is None:
+        raise BadInput("data.bos=always: the model's tokenizer has no beginning-of-sequence token")
+    bare = ids[1:] if ids[:1] == (first,) else ids
+    return (first, *bare) if bos == "always" else bare
+
+
+@contextmanager
+def _ends_within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError inside when the block takes longer: a model's template is a program, and
+    may never end. In another thread than the main one, which gets no signals, nothing ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def make_prompt(

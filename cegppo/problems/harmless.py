@@ -1,9 +1,11 @@
 """Which answers reasoning-gym's scorers may see. Some of them run the answer as Python, by `eval`
 or by sympy's parser, which does the same: an answer that could do more than say a value is wrong
-before they see it.
+before they see it. They run in processes of their own with limits (judges.py); this is the first
+of two doors.
 """
 
 import ast
+from math import prod
 from typing import Any
 
 NUMBERS = (ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UAdd, ast.USub, ast.Constant)
@@ -49,5 +51,6 @@ def _small(node: ast.AST) -> bool:
         return isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         tower = any(isinstance(part, ast.Pow) for side in (node.left, node.right) for part in ast.walk(side))
-        return not tower and all(abs(value) <= LARGEST for value in _constants(node.right))
+        size = prod(1 + abs(value) for value in _constants(node.right))  # no sum or product of them is larger
+        return not tower and size <= LARGEST + 1
     return True

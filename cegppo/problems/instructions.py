@@ -7,27 +7,16 @@ the papers come with it: `measures`.
 """
 
 import json
-from collections.abc import Iterable
-from functools import cache, lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..config import Limits
 from ..types import BadInput, Rollout, Verdict
+from . import grader
+from .judges import checks as _checks
 
 # Of nltk, by where it looks for them; IFBench's checks need all, IFEval's the first.
 DATA = ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng", "corpora/stopwords")
-
-
-@cache
-def _checks(bench: bool) -> dict[str, Any]:
-    """The checks of IFEval, or of IFBench, by the names of their instructions."""
-    import langdetect
-
-    langdetect.DetectorFactory.seed = 0  # it draws, and the same response must get the same verdict
-    if bench:  # its import downloads what it lacks, so that nobody who asks IFEval alone should pay for it
-        from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT
-    else:
-        from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
-    return INSTRUCTION_DICT
 
 
 def check(rows: list[tuple[Any, ...]], where: str) -> None:
@@ -61,32 +50,24 @@ def check(rows: list[tuple[Any, ...]], where: str) -> None:
         raise BadInput(f"{where}: instruction '{strange[0]}' is none of IFEval's or IFBench's")
 
 
-@lru_cache(maxsize=4096)
-def _followed(text: str, row: str) -> list[tuple[bool, bool]] | None:
-    """(strictly, loosely) for each instruction of `row`, JSON; None when a check failed."""
-    from if_verifiable.common import evaluate_instructions
-
-    prompt, names, given = json.loads(row)
-    checks = _checks(False)
-    if set(names) - set(checks):
-        checks = {**_checks(True), **checks}
-    try:
-        found, _ = evaluate_instructions(text, names, given, prompt, checks)
-    except Exception:  # a check of another library may raise anything
-        return None
-    return [(one.strict_pass, one.loose_pass) for one in found] or [(False, False)] * len(names)  # nothing was said
+def followed(
+    answered: Sequence[tuple[dict[str, Any], str]], limits: Limits | None = None
+) -> list[list[tuple[bool, bool]] | None]:
+    """(strictly, loosely) for each instruction of each (row, response) pair, thinking and all, by
+    workers with `limits` of time and memory; None when that could not be found out."""
+    plain = lambda value: json.loads(json.dumps(value, default=str))  # a parquet file gives arrays and numpy's numbers
+    requests = [
+        (text, row["prompt"], plain(row["instruction_id_list"]), plain(row["kwargs"])) for row, text in answered
+    ]
+    replies = grader.ask("instructions", requests, limits or Limits())
+    pair = lambda digit: (digit >= 2, digit % 2 == 1)
+    return [None if reply == b"?" else [pair(int(c)) for c in reply.decode()] for reply in replies]
 
 
-def followed(text: str, row: dict[str, Any]) -> list[tuple[bool, bool]] | None:
-    """(strictly, loosely) for each instruction of the problem `row`, of a response with its
-    thinking before `</think>` left out; None when that could not be found out."""
-    asked = [row["prompt"], row["instruction_id_list"], row["kwargs"]]
-    return _followed(text, json.dumps(asked, default=str))
-
-
-def verdicts(rollouts: list[Rollout], _: Any = None) -> list[Verdict]:
+def verdicts(rollouts: list[Rollout], limits: Limits | None = None) -> list[Verdict]:
     """What became of each response, in order."""
-    return [_verdict(rollout, followed(rollout.text, rollout.prompt.entry)) for rollout in rollouts]
+    found = followed([(rollout.prompt.entry, rollout.text) for rollout in rollouts], limits)
+    return [_verdict(rollout, one) for rollout, one in zip(rollouts, found)]
 
 
 def _verdict(rollout: Rollout, found: list[tuple[bool, bool]] | None) -> Verdict:
@@ -97,12 +78,13 @@ def _verdict(rollout: Rollout, found: list[tuple[bool, bool]] | None) -> Verdict
     return Verdict.CORRECT if all(strict for strict, _ in found) else Verdict.WRONG
 
 
-def measures(answered: Iterable[tuple[dict[str, Any], str]]) -> dict[str, float]:
+def measures(answered: Iterable[tuple[dict[str, Any], str]], limits: Limits | None = None) -> dict[str, float]:
     """The four accuracies of both papers, over (row, response) pairs: of prompts all of whose
     instructions are followed and of instructions, strict and loose. Loose also takes a response
     without its first or last line, and without asterisks. What no check could tell counts as not
     followed."""
-    pairs = [(followed(text, row) or [(False, False)] * len(row["kwargs"])) for row, text in answered]
+    asked = list(answered)
+    pairs = [one or [(False, False)] * len(row["kwargs"]) for one, (row, _) in zip(followed(asked, limits), asked)]
     every = [one for found in pairs for one in found]
     share = lambda values: sum(values) / len(values)
     return {

@@ -12,7 +12,7 @@ from ..config import Limits
 from ..types import BadInput, Rollout, Verdict, listed
 from . import sandbox
 
-_BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```[ \t]*+(?:python3?|py)?+[ \t]*+\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
 _NEXT = re.compile(r"\n(?=class\b|def\b|#|if\b|print\b|@)")  # where a function that was begun is over
 
 
@@ -24,6 +24,8 @@ def check(rows: list[tuple[Any, ...]], where: str) -> None:
             f"{where}: verifier=code runs programs that a model wrote; set {sandbox.FLAG}=1 to allow it on this machine"
             " (docs/security.md says what the sandbox keeps out)"
         )
+    if why := sandbox.missing():
+        raise BadInput(f"{where}: verifier=code: {why}")
     for number, (*_, row) in enumerate(rows, 1):
         for column in ("prompt", "entry_point", "test"):
             if not isinstance(row.get(column), str) or not row[column].strip():

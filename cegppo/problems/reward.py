@@ -3,135 +3,71 @@
 Who says whether a response is right is its source's `verifier`. By default that is its final
 answer, the content of the last complete `\\boxed{…}` unless `data.final_answer` says otherwise:
 tasks of reasoning-gym are graded by the library's own `score_answer`; a problem that has only a
-reference answer is compared as text and as a number, which settles most answers, and the rest by
-math-verify in processes of its own (grader.py). The others are tests (programs.py), instructions
-(instructions.py) and rules of the user's.
+reference answer is compared as text and as a number (comparison.py), which settles most answers,
+and the rest by math-verify in processes of its own (grader.py). The others are tests (programs.py),
+instructions (instructions.py) and rules of the user's.
 """
 
 import difflib
 import importlib.util
 import inspect
-import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..config import Limits, digest, is_rule
 from ..shipped import find
-from ..types import AnswerForm, BadInput, Prompt, Rollout, Score, Verdict, present
+from ..types import BadInput, Prompt, Rollout, Score, Verdict, present, thinks_on
 from . import grader, instructions, programs
+from .answers import final_answer
+from .comparison import compare
 from .harmless import harmless
 
 Rule = Callable[[Prompt, str], float]  # (prompt, response) → reward in [0, 1]
-_BOX = "\\boxed{"
-# A minus after a digit, a letter or a bracket is a sign between two numbers, not of one.
-_NUMBERS = re.compile(r"(?:(?<![\w)\]])[+-])?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
-_MARKS = re.compile(r"\\boxed\{|[{}]")
 
 
-def final_answer(text: str, form: AnswerForm = "boxed") -> str | None:
-    """The final answer of `text`: the content of its last complete `\\boxed{…}`, braces balanced;
-    or its last line that is not empty; or its last integer, decimal number or fraction of
-    integers. None when there is none."""
-    if form == "last_line":
-        return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), None)
-    if form == "last_number":
-        return next(reversed(_NUMBERS.findall(text)), None)
-    found = None
-    open_at: list[int | None] = []  # of each brace not yet closed: where its content begins if it is a box's
-    for mark in _MARKS.finditer(
-        text, max(0, text.find(_BOX))
-    ):  # one pass: a thousand unclosed boxes must not cost a thousand
-        if mark[0] != "}":
-            open_at.append(mark.end() if mark[0] == _BOX else None)
-        elif open_at and (begin := open_at.pop()) is not None and (found is None or begin > found[0]):
-            found = (begin, mark.start())
-    return None if found is None else text[slice(*found)].strip()
+@dataclass(frozen=True)
+class Scored:
+    """An answer that reasoning-gym has to score."""
+
+    answer: str
 
 
-def normalised(answer: str) -> str:
-    """`answer` as text that is equal for trivially equal answers: spacing, `$`, `\\left`,
-    `\\dfrac`, a final full stop, and the way a plain number is written (`1,000`, `2.50`,
-    `\\frac{1}{2}`) make no difference."""
-    text = re.sub(r"(?<!\\)\\[!,;: ]|\\?\$|\\(left|right)(?![a-zA-Z])", "", answer)
-    text = re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\s+", " ", text))  # but "1 2" is not 12
-    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text).replace("{,}", ",").rstrip(".")
-    number = _number(text)
-    return text if number is None else str(number)
-
-
-def matches(answer: str, reference: str) -> bool:
-    """Equal as text or as exact rational numbers, by `normalised`."""
-    return normalised(answer) == normalised(reference)
-
-
-def _number(text: str) -> Fraction | None:
-    """The value of an integer (with or without thousands separators), a decimal number or a
-    fraction of integers."""
-    text = re.sub(r"^([+-]?)\\frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", text)
-    if re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
-    if not re.fullmatch(r"[+-]?[\d.]{1,40}(/\d{1,40})?", text):
-        return None
-    try:
-        top, _, bottom = text.partition("/")
-        return Fraction(Decimal(top)) / Fraction(bottom or 1)
-    except (InvalidOperation, ValueError, ZeroDivisionError):
-        return None
-
-
-@cache
-def _scorer(task: str) -> Callable[..., float]:
-    import reasoning_gym
-
-    return reasoning_gym.get_score_answer_fn(task)
-
-
-@lru_cache(maxsize=4096)  # the responses of a group give the same answers again and again
-def quick(answer: str, reference: str) -> bool | None:
-    """Whether `answer` equals `reference` where no algebra is needed to tell; None where it is."""
-    if matches(answer, reference):
-        return True
-    given, wanted = _number(normalised(answer)), _number(normalised(reference))
-    if not answer or given is not None and wanted is not None and abs(given - wanted) > 1e-5:
-        # math-verify takes decimals that agree to six places for equal; further apart it could not
-        # say otherwise.
-        return False
-    return None
-
-
-def _settle(rollout: Rollout) -> Verdict | grader.Pair:
-    """What became of one response, or what math-verify has to compare."""
+def _settle(rollout: Rollout) -> Verdict | grader.Pair | Scored:
+    """What became of one response, or what math-verify or reasoning-gym has to judge."""
     prompt = rollout.prompt
     answer = final_answer(rollout.text, prompt.final)
     if answer is None:
         return Verdict.TRUNCATED if rollout.finish == "length" else Verdict.NO_ANSWER
     if prompt.task is None:
-        right = quick(answer, prompt.answer)
+        right = compare(answer, prompt.answer)
         if right is None:
-            return prompt.answer, answer.rstrip(". ")
-    else:
-        try:
-            right = harmless(prompt.task, answer) and _scorer(prompt.task)(answer, prompt.entry) >= 1.0
-        except Exception:  # a grader of another library may raise anything; the verdict counts it
             return Verdict.GRADER_ERROR
+        if not isinstance(right, bool):
+            return right
+    elif harmless(prompt.task, answer):
+        return Scored(answer)
+    else:
+        right = False
     return Verdict.CORRECT if right else Verdict.WRONG
 
 
 def verdicts(rollouts: list[Rollout], limits: Limits | None = None) -> list[Verdict]:
     """What became of each response, in order, by the verifiers of their prompts.
 
+    What the token limit cut inside its thinking gave no answer yet: `truncated`, whoever verifies.
     `limits` are those of math-verify's workers and of the sandbox, which start only for what needs
     them.
     """
     limits = limits or Limits()
-    found: dict[int, Verdict] = {}
-    for verifier in dict.fromkeys(rollout.prompt.verifier for rollout in rollouts):
-        places = [i for i, rollout in enumerate(rollouts) if rollout.prompt.verifier == verifier]
+    cut = lambda rollout: rollout.finish == "length" and thinks_on(rollout.prompt, rollout.text)
+    found = {i: Verdict.TRUNCATED for i, rollout in enumerate(rollouts) if cut(rollout)}
+    left = [(i, rollout.prompt.verifier) for i, rollout in enumerate(rollouts) if i not in found]
+    for verifier in dict.fromkeys(verifier for _, verifier in left):
+        places = [i for i, named in left if named == verifier]
         judge = VERIFIERS.get(verifier) or by_rule
         found |= zip(places, judge([rollouts[i] for i in places], limits))
     return [found[i] for i in range(len(rollouts))]
@@ -139,13 +75,17 @@ def verdicts(rollouts: list[Rollout], limits: Limits | None = None) -> list[Verd
 
 def by_answer(rollouts: list[Rollout], limits: Limits) -> list[Verdict]:
     """Verdicts by the final answer. A complete one is graded even if the token limit cut what
-    followed it; one that cost math-verify its time or memory, or whose reference it cannot read, is
-    a `grader_error`."""
+    followed it; one that cost its grader time or memory, or whose reference it cannot read, is a
+    `grader_error`."""
     found = [_settle(rollout) for rollout in rollouts]
     pairs = [f for f in found if isinstance(f, tuple)]
+    scored = [(r.prompt.task, f.answer, r.prompt.entry) for r, f in zip(rollouts, found) if isinstance(f, Scored)]
     equal = iter(grader.grade(pairs, limits))
+    full = iter(grader.VERDICTS.get(reply) for reply in grader.ask("task", scored, limits))
     named = {True: Verdict.CORRECT, False: Verdict.WRONG, None: Verdict.GRADER_ERROR}
-    return [named[next(equal)] if isinstance(f, tuple) else f for f in found]
+    return [
+        named[next(equal)] if isinstance(f, tuple) else named[next(full)] if isinstance(f, Scored) else f for f in found
+    ]
 
 
 def by_rule(rollouts: list[Rollout], _: Limits) -> list[Verdict]:
@@ -251,7 +191,7 @@ def ruled(source: str, rollout: Rollout) -> float:
 
 def grade(
     rollouts: list[Rollout], *, source: str, seed: int, step: int, values: tuple[float, float], max_tokens: int,
-    overlong_buffer: int, signal: float = 1.0,
+    overlong_buffer: int, signal: float = 1.0, truncated_fails: bool = False,
     limits: Limits | None = None,
 ) -> list[Score]:  # fmt: skip
     """Scores of `rollouts`, in order.
@@ -259,14 +199,17 @@ def grade(
     `values` are the rewards of a failed and of a correct response; a rule of the user's as
     `source` (`path.py:function`) sets a point between them. `signal` is the share of responses
     that are rewarded so; for the others a coin chooses, and for all of them with `source` "random".
-    The verdict stays the true one. `overlong_buffer` 0 switches the soft overlong punishment off.
-    `limits`: see `verdicts`.
+    The verdict stays the true one. `truncated_fails`: a response that was cut at the token limit
+    earns the reward of a failed one, before all that. `overlong_buffer` 0 switches the soft
+    overlong punishment off. `limits`: see `verdicts`.
     """
     signal = 0.0 if source == "random" else signal
     scores = []
     for rollout, found in zip(rollouts, verdicts(rollouts, limits)):
         tossed, place = coin(seed, step, rollout) if signal < 1 else (False, 0.0)
-        if place >= signal:
+        if truncated_fails and rollout.finish == "length":
+            graded = values[0]
+        elif place >= signal:
             graded = values[int(tossed)]
         elif is_rule(source):
             graded = values[0] + ruled(source, rollout) * (values[1] - values[0])

@@ -38,7 +38,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from ..config import Source, digest
 from ..config.recipe import FAMILIES, Recipe, Worker
 from ..record.files import write_whole
-from ..types import present
 from . import logic
 from .data import WARM_UP, Problems
 
@@ -121,7 +120,7 @@ def work_out(task: str, question: str, slip: Callable[[int], int] = int) -> tupl
             a, b = b, max(0, step(f"{a}%{b}", a % b))
         return steps, str(a)
     if task == "simple_equations":  # sympy writes a·x, a·x ± b, b - a·x
-        left, right = present(re.search(r": (.*) = (-?\d+)$", question)).groups()
+        ((left, right),) = re.findall(r": (.*) = (-?\d+)$", question)
         match = re.fullmatch(
             r"(?:(?P<before>\d+) - )?(?:(?P<factor>\d+)\*)?[a-z](?: (?P<sign>[+-]) (?P<after>\d+))?", left
         )
@@ -163,9 +162,12 @@ def worked_solution(
         return result + int(rng.choice(SLIPS)) if rng.random() < slip_rate else result
 
     if task in logic.SOURCES:
-        steps, answer = logic.work_out(task, present(entry), slip, rng)
+        steps, answer = logic.work_out(task, entry or {}, slip, rng)
     else:
-        steps, answer = present(work_out(task, question, slip))
+        found = work_out(task, question, slip)
+        if found is None:
+            raise ValueError(f"{task}: no steps lead to an answer of {question!r}")
+        steps, answer = found
     drawn = rng.choice(len(words), size=len(steps), p=law)
     return "".join(step + words[word] for step, word in zip(steps, drawn)) + direct_solution(answer)
 

@@ -1,6 +1,11 @@
 """The one place that touches the disk: whole files, JSON lines, folders that appear complete,
-pointers, locks, kept completions."""
+pointers, locks, kept completions.
 
+A run's folder may come from anybody, so nothing is written through a link: `open_file` is the one
+way to open a file for writing, and `subfolder` the one way to a folder inside a run's.
+"""
+
+import errno
 import fcntl
 import gzip
 import io
@@ -9,17 +14,58 @@ import math
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from ..types import BadInput
+from ..types import BadInput, printable  # noqa: F401
 
 MEMBER = 2**28  # bytes of text: several times what 512 samples of 16k tokens are
+LINE = 2**26  # bytes of a line: several times the evaluation of 10,000 problems
+KEYS = 10_000  # of one line: a hundred times what a step logs
+
+
+def open_file(path: Path, flags: int = os.O_WRONLY | os.O_APPEND) -> io.FileIO:
+    """`path` opened for writing without a buffer, made where it is missing and never emptied.
+    Raises OSError: it is a link, or no regular file."""
+    try:
+        # A FIFO without a reader would be waited for.
+        handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a link, and nothing is written through one", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return io.FileIO(handle, "r+" if flags & os.O_RDWR else "w" if not flags & os.O_APPEND else "a")
+
+
+def subfolder(path: Path) -> Path:
+    """`path`, a folder inside a run's or a sweep's, made where it is missing. Raises OSError: it is
+    a link."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, and nothing is written through one", str(path))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """What a regular file holds. Raises OSError, and BadInput: it is a FIFO or a device, which may
+    never end, or holds more than `most` bytes."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput(f"{path}: is no regular file")
+        if most is not None and status.st_size > most:
+            raise BadInput(f"{path}: {status.st_size >> 20} MiB, more than the {most >> 20} MiB that are ever written")
+        return file.read()
 
 
 @contextmanager
@@ -38,7 +84,7 @@ def write_parquet(path: Path, columns: dict[str, np.ndarray], order: list[str]) 
     """A table sorted by the columns `order`, zstd; appears only when it is complete."""
     import pandas as pd  # slow to import, and needed for this only
 
-    path.parent.mkdir(exist_ok=True)
+    subfolder(path.parent)
     with whole(path) as unfinished:
         pd.DataFrame(columns).sort_values(order).to_parquet(unfinished, index=False, compression="zstd")
 
@@ -48,7 +94,7 @@ def replacing(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
     """A folder to write files `names` to in the block; afterwards they are on the disk and replace
     those of `folder`, one by one in this order. When the block fails, nothing has changed."""
     unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.unlink() if unfinished.is_symlink() else shutil.rmtree(unfinished, ignore_errors=True)  # of a killed one
     unfinished.mkdir()
     try:
         yield unfinished
@@ -80,7 +126,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     """One JSON object and its newline, all of it or nothing. Raises OSError."""
     # NaN is not JSON: a quantity without a value is null.
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    with open(path, "ab", buffering=0) as file:
+    with open_file(path) as file:
         append(file, as_lines([row]).encode())
 
 
@@ -102,27 +148,32 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
+        if len(line) > LINE:
+            raise BadInput(f"{path}: line {number} has {len(line) >> 20} MiB, more than the {LINE >> 20} of any line")
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise BadInput(f"{path}: line {number} is damaged (no JSON object)")
+        if len(row) > KEYS:
+            raise BadInput(f"{path}: line {number} has {len(row):,} keys, more than the {KEYS:,} of any line")
         rows.append(row)
     return rows
 
 
-def lock(path: Path, taken: str) -> TextIO:
+def lock(path: Path, taken: str) -> io.FileIO:
     """Lock file `path` for this process until what is returned is closed.
 
     Raises BadInput: the file cannot be written, or another process holds it (`taken` says so).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
+        file = open_file(path, os.O_WRONLY)
     except OSError as error:
-        raise BadInput(f"{path.parent}: cannot be written ({error.strerror})") from None
+        what = path if error.errno in (errno.ELOOP, errno.EINVAL) else path.parent
+        raise BadInput(f"{what}: cannot be written ({error.strerror})") from None
     _hold(file, taken)
     return file
 
@@ -135,6 +186,22 @@ def _hold(file: Any, taken: str) -> None:
         raise BadInput(taken) from None
 
 
+def refuse_aliases(text: str, path: Path) -> None:
+    """Raises BadInput when the recorded configuration `text` of `path` has a YAML alias, none of
+    which is ever written: a few lines of them stand for more than memory has."""
+    if "&" not in text or "*" not in text:
+        return
+    import yaml
+
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                where = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+                raise BadInput(f"{path}: {where}a YAML alias, which no recorded one has")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass  # whoever reads it says what is wrong
+
+
 class Completions:
     """An open file of completions, JSON lines in gzip, locked for this process until `close`.
     Raises BadInput when it is in use, or damaged.
@@ -144,9 +211,9 @@ class Completions:
     """
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        subfolder(path.parent)
         self.path = path
-        self._file: io.FileIO = open(path, "a+b", buffering=0)
+        self._file = open_file(path, os.O_RDWR | os.O_APPEND)
         _hold(self._file, f"{path}: another live process is writing to it")
         try:
             self._file.seek(0)
@@ -226,12 +293,14 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
 
 
-def remove_unused(folder: Path, pattern: re.Pattern[str], links: tuple[str, ...]) -> None:
+def remove_unused(folder: Path, pattern: re.Pattern[str], links: tuple[str, ...], newest: int) -> None:
     """Remove the folders in `folder` whose whole name matches `pattern`, but for what one of
-    `links` points to."""
+    `links` points to and the last `newest` of them by name (0: all stay)."""
     used = {os.readlink(folder / name) for name in links if (folder / name).is_symlink()}
-    for old in folder.iterdir():
-        if pattern.fullmatch(old.name) and old.name not in used and old.is_dir() and not old.is_symlink():
+    found = [old for old in folder.iterdir() if pattern.fullmatch(old.name) and old.is_dir() and not old.is_symlink()]
+    oldest = sorted(found, key=lambda old: (len(old.name), old.name))[:-newest] if newest else []
+    for old in oldest:
+        if old.name not in used:
             shutil.rmtree(old)
 
 

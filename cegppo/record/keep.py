@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..config import dump, nearest, read_yaml
+from ..config import dump, nearest
 from ..types import BadInput
 from . import pack
-from .files import as_lines, as_page, lock, read_lines, replacing, write_whole
-from .read import packed, read_evaluations, read_meta, read_metrics, run_folders, source, taken_from
+from .files import as_lines, as_page, lock, read_bytes, read_lines, replacing, write_whole
+from .names import is_linked
+from .read import packed, read_evaluations, read_meta, read_metrics, recorded_yaml, run_folders, source, taken_from
 
 FILES = ("meta.json", "metrics.jsonl", "eval.jsonl", "config.yaml", ".lock")  # meta.json first: see read.py
 PARTS = {"metrics.jsonl": pack.METRICS, "eval.jsonl": pack.EVALUATIONS}
@@ -47,6 +48,8 @@ def keep(sweep: Path) -> Iterator[str]:
             if not folder.is_dir():
                 continue
             try:
+                if is_linked(folder):
+                    raise NotKept(f"{folder}: is a link to a run that belongs elsewhere")
                 held.enter_context(lock(folder / ".lock", f"{folder}: a live process writes to it"))
                 if packed(folder):  # kept before; a process that died then may have left some of its files
                     _remove(folder)
@@ -88,7 +91,7 @@ def _record(folder: Path) -> dict[str, Any]:
     meta = read_meta(folder)
     if meta.get("status") != "finished":
         raise NotKept(f"{folder}: not finished ({meta.get('status', 'no readable meta.json')})")
-    config = read_yaml(folder / "config.yaml")
+    config = recorded_yaml(folder)
     lines = {} if _refers(folder, meta) else {name: read_lines(folder / name) for name in PARTS}
     made = {"config.yaml": dump(config), "meta.json": as_page(meta)}
     for name, text in (made | {name: as_lines(rows) for name, rows in lines.items()}).items():
@@ -115,7 +118,7 @@ def _refers(folder: Path, meta: dict[str, Any]) -> bool:
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes().decode() if path.is_file() else ""
+    return read_bytes(path).decode() if path.is_file() else ""
 
 
 def _write(sweep: Path, taken: dict[Path, dict[str, Any]]) -> None:
@@ -157,5 +160,5 @@ def _remove(folder: Path) -> None:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     for empty in (folder / "checkpoints", folder / "tokens", folder / "completions", folder, folder.parent):
-        if empty.is_dir() and not any(empty.iterdir()):
+        if empty.is_dir() and not empty.is_symlink() and not any(empty.iterdir()):
             empty.rmdir()

@@ -8,7 +8,6 @@
 In the parquet, `_run` says whose line it is ("grpo/seed0"), `_keys` the line's keys in their order
 (JSON), so that null and absent differ, and each key is a column: whole numbers as int64, others as
 float64, everything else, mixed columns too, as JSON text. The lines come back byte for byte.
-`analysis/pack.py` reads the same files on the other side of the wall.
 """
 
 import json
@@ -17,7 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..types import BadInput
+from . import tables
 from .files import as_lines, read_lines, whole, write_whole
+from .names import run_name
 
 RUNS, METRICS, EVALUATIONS = "runs.jsonl", "metrics.parquet", "evaluations.parquet"
 _RUN, _KEYS = "_run", "_keys"
@@ -50,25 +52,28 @@ def _read(read: Any, path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _read_runs(path: Path, *_: int) -> dict[str, dict[str, Any]]:
     made: dict[str, dict[str, Any]] = {}
-    for line in read_lines(path):
-        base = made[line.pop("like")]["config"] if "like" in line else {}
-        made[f"{line['arm']}/seed{line['seed']}"] = line | {"config": base | line["config"]}
+    for number, line in enumerate(read_lines(path), 1):
+        where = f"{path}: line {number}"
+        name, like = run_name(line.get("arm"), line.get("seed"), where), line.pop("like", None)
+        if like is not None and like not in made:
+            raise BadInput(f"{where}: is like {like!r:.80}, which no line before it is")
+        if not isinstance(line.get("config"), dict) or not isinstance(line.get("meta"), dict):
+            raise BadInput(f"{where}: 'config' and 'meta' are mappings")
+        made[name] = line | {"config": (made[like]["config"] if like else {}) | line["config"]}
     return made
 
 
 @lru_cache(maxsize=8)
 def _read_lines(path: Path, *_: int) -> dict[str, Lines]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(path).read()
-    columns = {name: table[name].to_pylist() for name in table.column_names}
-    for name in set(columns) - {_RUN, _KEYS}:
-        if pa.types.is_string(table[name].type):
-            columns[name] = [None if text is None else json.loads(text) for text in columns[name]]
+    columns = {name: values.tolist() for name, values in tables.read(path).items()}
     made: dict[str, Lines] = {}
-    for n, (run, keys) in enumerate(zip(columns[_RUN], columns[_KEYS])):
-        made.setdefault(run, []).append({key: columns[key][n] for key in json.loads(keys)})
+    try:
+        for name in set(columns) - {_RUN, _KEYS}:
+            columns[name] = [json.loads(cell) if isinstance(cell, str) else cell for cell in columns[name]]
+        for n, (run, keys) in enumerate(zip(columns[_RUN], columns[_KEYS])):
+            made.setdefault(run, []).append({key: columns[key][n] for key in json.loads(keys)})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
     return made
 
 

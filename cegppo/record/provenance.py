@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from .. import ranks, shipped
 from ..config import digest
+from ..masking import without_secrets
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "reasoning-gym", "omegaconf")
 
@@ -21,12 +21,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-# The value of a key that says what it is, a password in an address, tokens of known services.
-SECRET = re.compile(
-    r"(?P<before>(?i:[\w.-]*(?:token|secret|passw(?:or)?d|api_?key))=)\S+"
-    r"|(?P<address>://[^\s/:@]*:)[^\s/@]+(?=@)"
-    r"|(?P<service>\b(?:hf|gh[pousr]|sk)[_-])[A-Za-z0-9_-]{16,}"
-)
 HERE = Path(__file__).resolve().parent
 # Code only: what a YAML says stands in config.yaml, and a record does not change what made it.
 CODE = ("--", ":/*.py", ":(top,exclude)results")
@@ -50,11 +44,6 @@ def _uncommitted() -> list[str]:
         _git("diff", "HEAD", *CODE, cwd=root) or "",
         *(name + ":" + (root / name).read_bytes().hex() for name in new if name and (root / name).is_file()),
     ]
-
-
-def without_secrets(command: str) -> str:
-    """A command line without what looks like a password: it is recorded, and records are shared."""
-    return SECRET.sub(lambda found: f"{next(filter(None, found.groups()))}***", command)
 
 
 def session() -> dict[str, Any]:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, resolved
+from ..config import Config, read_yaml, resolved
 from ..types import BadInput
 from . import pack
-from .files import read_lines
+from .files import read_bytes, read_lines, refuse_aliases
+from .names import run_beside, seed_of
+
+META = 2**26  # bytes of a meta.json: thousands of sessions
 
 
 def packed(folder: Path) -> dict[str, Any] | None:
@@ -30,7 +33,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if (line := packed(folder)) is not None:
         return line["meta"]
     try:
-        made = json.loads((folder / "meta.json").read_bytes())
+        made = json.loads(read_bytes(folder / "meta.json", META))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
@@ -43,7 +46,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def _misshapen(meta: dict[str, Any]) -> str:
     """What of a meta.json is of another kind than is ever written; "" for a good one."""
-    kinds: dict[str, type] = {"status": str, "steps": int, "sessions": list, "taken_from": str, "start": str}
+    kinds: dict[str, type] = {
+        "status": str,
+        "steps": int,
+        "sessions": list,
+        "taken_from": str,
+        "start": str,
+        "forked_from": dict,
+    }
     wrong = [
         f"'{key}' is no {kind.__name__}" for key, kind in kinds.items() if not isinstance(meta.get(key, kind()), kind)
     ]
@@ -56,7 +66,15 @@ def _misshapen(meta: dict[str, Any]) -> str:
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a run, with overrides. Raises BadInput."""
     line = packed(folder)
-    return resolved(folder / "config.yaml", overrides, line and line["config"])
+    return resolved(folder / "config.yaml", overrides, line["config"] if line else recorded_yaml(folder))
+
+
+def recorded_yaml(folder: Path) -> dict[str, Any]:
+    """What config.yaml of a live run says. Raises BadInput."""
+    path = folder / "config.yaml"
+    if path.is_file():
+        refuse_aliases(read_bytes(path, META).decode(errors="replace"), path)
+    return read_yaml(path)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -83,8 +101,7 @@ def _lines(folder: Path, live: str, kept: str) -> list[dict[str, Any]]:
 def taken_from(folder: Path) -> Path | None:
     """The run that the run in `folder` was taken from; None for a run that was made there."""
     named = read_meta(folder).get("taken_from")
-    # <sweep>/<arm>/seed<k> under the same root, which may have moved since
-    return folder.parent.parent.parent / Path(*Path(named).parts[-3:]) if named else None
+    return run_beside(folder, named) if named else None
 
 
 def source(folder: Path) -> Path:
@@ -104,7 +121,7 @@ def source(folder: Path) -> Path:
 def run_folders(sweep: Path) -> list[Path]:
     """The folders of a sweep's runs, live or in its pack (then without a folder, or with what is
     left of it)."""
-    live = [folder for folder in sweep.glob("*/seed*") if folder.name.removeprefix("seed").isdecimal()]
+    live = [folder for folder in sweep.glob("*/seed*") if seed_of(folder.name) is not None]
     return sorted({*live, *(sweep / name for name in pack.runs(sweep))})
 
 

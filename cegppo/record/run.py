@@ -25,6 +25,7 @@ from .files import (
     read_lines,
     remove_unfinished,
     remove_unused,
+    subfolder,
     sync,
     whole,
     write_parquet,
@@ -41,7 +42,15 @@ from .to_wandb import ToWandb, mode_of
 
 STEP = re.compile(r"step\d{6,}")  # the name of a checkpoint
 LOGS = ("metrics.jsonl", "eval.jsonl")
+SUBFOLDERS = ("checkpoints", "tokens", "completions", "broken", "wandb", "tensorboard")
 TOKEN_ORDER = ["update", "prompt_id", "rollout", "position"]  # rows of a token record
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises BadInput when a folder that the run in `folder` writes to is a link."""
+    linked = [folder / name for name in SUBFOLDERS if (folder / name).is_symlink()]
+    if linked:
+        raise BadInput(f"{linked[0]}: is a link, and nothing is written through one; put the folder itself there")
 
 
 def refuse_other_run(folder: Path, config: Config) -> None:
@@ -130,6 +139,7 @@ class Record:
         try:
             if config.tensorboard:
                 ToTensorBoard.require()
+            refuse_links(self.folder)
             refuse_other_run(self.folder, config)
             unpack(self.folder)  # a run that was kept in a pack goes on in its folder
         except BaseException:
@@ -200,7 +210,7 @@ class Record:
         from safetensors.torch import save_file
 
         path = self.folder / "broken" / f"step{step:06d}-update{number}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+        subfolder(path.parent)
         with whole(path) as unfinished:
             save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, unfinished)
 
@@ -237,18 +247,19 @@ class Record:
         died before: the first checkpoint may be there and nothing point to it, and older ones may
         be left."""
         root = self.folder / "checkpoints"
+        remove_unfinished(root)  # a pointer that could not be renamed, say
         made = root / f"step{step:06d}"
         if not complete(root / "latest") and complete(made):
             for name in [*(["best"] if best and not complete(root / "best") else []), "latest"]:
                 point(root / name, made.name)
         if (root / "latest").is_symlink():
-            remove_unused(root, STEP, ("latest", "best"))
+            remove_unused(root, STEP, ("latest", "best"), self.config.checkpoint_keep)
 
     def save_checkpoint(self, step: int, write: Any, best: bool) -> None:
         """`write(folder)` fills a new checkpoint; once the lines up to it are on the disk it
         appears, complete, and `latest` (and `best`) point to it."""
         root = self.folder / "checkpoints"
-        root.mkdir(exist_ok=True)
+        subfolder(root)
         remove_unfinished(root)
         made = root / f"step{step:06d}"
         for name in LOGS:
@@ -260,7 +271,7 @@ class Record:
             point(root / name, made.name)
         flush(root)
         remove_unfinished(root)
-        remove_unused(root, STEP, ("latest", "best"))
+        remove_unused(root, STEP, ("latest", "best"), self.config.checkpoint_keep)
 
     def close(self, status: str) -> None:
         """`finished`, `stopped` (resumable) or `failed`."""

@@ -4,20 +4,21 @@ small file that stays small."""
 from pathlib import Path
 from typing import Any
 
-from .files import append_line, as_lines, read_lines, write_whole
+from .files import append_line, as_lines, read_lines, subfolder, write_whole
 
 NAME = "completions/seen.jsonl"
 COMPLETIONS, CHARACTERS = 4, 2000  # of each prompt, and of each text; a longer one loses its middle
+LISTS = ("verdicts", "finish", "tokens", "ended_by")  # of a line, one value a completion
 LARGEST = 4_000_000  # bytes; beyond, every second evaluation goes, the first and the last ones stay
 
 
 def log_seen(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line a prompt; the lines, shortened as they were written."""
     path, written = folder / NAME, []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    subfolder(path.parent)
     for row in rows:
         texts = {"prompt": _short(row["prompt"]), "completions": [_short(t) for t in row["completions"][:COMPLETIONS]]}
-        written.append(row | texts | {k: row[k][:COMPLETIONS] for k in ("verdicts", "finish", "tokens")})
+        written.append(row | texts | {k: row[k][:COMPLETIONS] for k in LISTS if k in row})
         append_line(path, written[-1])
     if path.is_file() and path.stat().st_size > LARGEST:
         kept = read_lines(path)

@@ -8,9 +8,10 @@ from typing import Any
 from uuid import uuid4
 
 from ..config import Config, is_rule
+from ..masking import masked
 from ..types import said
 from . import mirror
-from .files import write_whole
+from .files import subfolder, write_whole
 
 LONGEST_TAG = 64  # characters that wandb takes
 
@@ -27,7 +28,7 @@ def run_id(folder: Path) -> str:
     known = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     wanted = os.environ.get("WANDB_RUN_ID") or known or uuid4().hex[:12]
     if wanted != known:
-        path.parent.mkdir(exist_ok=True)
+        subfolder(path.parent)
         write_whole(path, wanted)
     return wanted
 
@@ -61,11 +62,13 @@ class ToWandb:
             print(f"wandb cannot be imported: {said(error)}", file=sys.stderr)
             return False
         c = self._config
-        settings: dict[str, Any] = dict(
-            project=c.wandb.project, dir=str(self._folder), config=c.to_dict(), group=f"{c.experiment}/{c.arm}",
-            name=f"{c.experiment}/{c.arm}/seed{c.seed}", job_type="train", tags=tags(c), id=run_id(self._folder),
-            resume="allow",
-        )  # fmt: skip
+        told = masked(dict(
+            project=c.wandb.project, config=c.to_dict(), group=f"{c.experiment}/{c.arm}",
+            name=f"{c.experiment}/{c.arm}/seed{c.seed}", tags=tags(c),
+        ))  # fmt: skip
+        settings: dict[str, Any] = told | dict(
+            dir=str(self._folder), job_type="train", id=run_id(self._folder), resume="allow"
+        )
         quiet = wandb.Settings(
             console="off", silent=True, init_timeout=mirror.PATIENCE, finish_timeout=2 * mirror.PATIENCE
         )

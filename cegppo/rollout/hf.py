@@ -1,9 +1,9 @@
-"""The default sampler: any Hugging Face causal model, one process, a static key-value cache, no
-padding.
+"""The default sampler: any Hugging Face causal model, one process, no padding.
 
 Rows whose prompts are of similar length decode together: the shortest prompt is prefilled for all,
 and a longer prompt's remaining tokens are fed where a shorter one already samples. So every row
-sits at the same position and attention needs no mask. Finished rows are retired. Every response
+sits at the same position and no layer needs a mask, whatever it keeps between two tokens
+(`model.cache`). Finished rows are retired. Every response
 draws from its own random stream, made of (run seed, step, prompt id, index), so neither batching
 nor retiring changes what is sampled (but for the last bit of a logit, which may depend on the
 batch).
@@ -12,64 +12,21 @@ batch).
 import zlib
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..model.head import CACHE_BYTES, distribution_sums
 from ..model.policy import Policy
+from ..model.traits import positions
 from ..types import Job, Rollout
 from . import Sampler, Sampling
 
 RETIRE_BELOW = 0.75  # compact the batch once fewer than this share of its rows is alive
+MARGIN = 8  # tokens more than a stop string has bytes: for those that say nothing
 LENGTH_SLACK = 16  # prompts whose lengths differ by at most this much decode together
-
-
-class SliceLayer(CacheLayerMixin):
-    """Keys and values of one layer, allocated once; attention sees the filled part as a view."""
-
-    is_sliding = False
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, dim = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.capacity, dim)
-        self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        self.keys, self.values = self._kept(self.keys, rows), self._kept(self.values, rows)
-
-    def _kept(self, value: Tensor, rows: Tensor) -> Tensor:
-        """`rows` of a buffer, of which only what is filled has to move."""
-        made = value.new_empty(len(rows), *value.shape[1:])
-        torch.index_select(value[:, :, : self.length], 0, rows, out=made[:, :, : self.length])
-        return made
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
 
 
 def seed_of(seed: int, step: int, prompt_id: str, index: int) -> list[int]:
@@ -126,18 +83,16 @@ def _sampled(
 
 
 class HFSampler(Sampler):
-    """Samples responses of the policy it was given; shares its weights, so `load` has nothing to
-    hand over."""
+    """Samples responses of the policy it was given; shares its weights, so there is nothing to hand
+    over."""
 
     def __init__(self, policy: Policy, rules: Sampling, max_rows: int = 4096):
-        self.policy, self.rules, self.max_rows = policy, rules, max_rows
-        self.identity = ["hf", policy.bfloat16]
-
-    def load(self, policy: Policy) -> None:
-        """New weights. The model is the trainer's own object; another one is simply taken."""
-        self.policy = policy
+        super().__init__(policy, rules)
+        self.max_rows = max_rows
+        self.identity = ["hf", policy.bfloat16, *([list(rules.stop)] if rules.stop else [])]
 
     def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
+        self.check_lengths(jobs, positions(self.policy.model))
         done: dict[int, Rollout] = {}
         with self.policy.whole() as model:
             for group in self._groups(jobs):
@@ -163,12 +118,12 @@ class HFSampler(Sampler):
     @torch.inference_mode()
     def _decode(self, model: PreTrainedModel, jobs: list[Job], step: int) -> list[Rollout]:
         device = self.policy.device
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
-        eos = self.policy.tokenizer.eos_token_id
+        decoder = model.get_decoder()
+        ends_E = torch.tensor(sorted(self.policy.ends), device=device)
         prompt_len = np.array([len(p.token_ids) for p, _ in jobs])
         shortest, longest = int(prompt_len.min()), int(prompt_len.max())
         total = longest + self.rules.max_tokens
-        given = np.full((len(jobs), total), eos, dtype=np.int64)
+        given = np.full((len(jobs), total), min(self.policy.ends), dtype=np.int64)
         for row, (prompt, _) in enumerate(jobs):
             given[row, : prompt_len[row]] = prompt.token_ids
         token_BS = torch.from_numpy(given).to(device)
@@ -183,15 +138,16 @@ class HFSampler(Sampler):
         uniform_BS = torch.from_numpy(draws).to(device)
         prompt_len_B = torch.from_numpy(prompt_len).to(device)
         end_B = prompt_len_B + self.rules.max_tokens
+        stopped_B = torch.zeros(len(jobs), dtype=torch.int64, device=device)  # its tokens, where one ended it
 
-        cache = Cache(layers=[SliceLayer(total) for _ in range(model.config.num_hidden_layers)])
+        cache = self.policy.cache(model, total)
         alive_B = torch.arange(len(jobs), device=device)  # which job each row of the batch is
         running_B = torch.ones(len(jobs), dtype=torch.bool, device=device)
         input_BS = token_BS[:, :shortest]
         for place in range(shortest, total):
             with self.policy.autocast():
-                hidden_BSH = decoder(input_ids=input_BS, past_key_values=cache, use_cache=True).last_hidden_state
-            logits_BV = head(hidden_BSH[:, -1].to(head.weight.dtype))
+                hidden_BSH = cache.feed(decoder, input_BS)
+            logits_BV = self.policy.logits(model, hidden_BSH[:, -1])
             picked_B, logprob_B, *known = sample_tokens(
                 logits_BV, uniform_BS[alive_B, place], self.rules.temperature, self.rules.top_p, self.rules.top_k,
                 statistics=statistics_BSF is not None,
@@ -202,34 +158,50 @@ class HFSampler(Sampler):
             logprob_BS[alive_B, place] = torch.where(samples_B, logprob_B, 0.0)
             if statistics_BSF is not None:
                 statistics_BSF[alive_B, place] = torch.stack(known, dim=1)
-            running_B &= ~(samples_B & (token_B == eos)) & (place + 1 < end_B[alive_B])
+            ends_B = samples_B & (token_B[:, None] == ends_E).any(-1)
+            if self.rules.stop:
+                ends_B |= samples_B & self._completes_a_stop(token_BS[alive_B, : place + 1], prompt_len_B[alive_B])
+            stopped_B[alive_B] = torch.where(ends_B, place + 1 - prompt_len_B[alive_B], stopped_B[alive_B])
+            running_B &= ~ends_B & (place + 1 < end_B[alive_B])
             count = int(running_B.sum())
             if count == 0:
                 break
-            if count < RETIRE_BELOW * len(running_B):
+            if count < RETIRE_BELOW * len(running_B) and cache.sheds:
                 keep = running_B.nonzero()[:, 0]
-                for layer in cache.layers:
-                    layer.keep(keep)
+                cache.keep(keep)
                 alive_B, running_B, token_B = alive_B[keep], running_B[keep], token_B[keep]
             input_BS = token_B[:, None]
         statistics = repeat(None) if statistics_BSF is None else statistics_BSF.cpu().numpy()
-        rows = zip(token_BS.tolist(), logprob_BS.tolist(), statistics, prompt_len)
+        rows = zip(token_BS.tolist(), logprob_BS.tolist(), statistics, prompt_len, stopped_B.tolist())
         return [self._rollout(job, *row) for job, row in zip(jobs, rows)]
 
     def _computes_as_the_trainer(self) -> bool:
         """Whether what it knows of a token's distribution is asked for, and is the trainer's."""
         return self.rules.statistics and not self.policy.bfloat16 and self.rules.temperature == self.policy.temperature
 
+    def _completes_a_stop(self, token_BT: Tensor, begin_B: Tensor) -> Tensor:
+        """[B] whether the last token of a row completes one of the stop strings in what the row
+        says from place `begin_B` on. A token says one byte at least, so a few of the last tokens
+        hold any string that ends there."""
+        most = MARGIN + max(len(text.encode()) for text in self.rules.stop)
+        tails = [row[begin:][-most:] for row, begin in zip(token_BT.tolist(), begin_B.tolist())]
+        found = [any(text in said for text in self.rules.stop) for said in map(self.policy.text, tails)]
+        return torch.tensor(found, device=token_BT.device)
+
     def _rollout(
-        self, job: Job, tokens: list[int], logprobs: list[float], statistics: np.ndarray | None, begin: int
+        self,
+        job: Job,
+        tokens: list[int],
+        logprobs: list[float],
+        statistics: np.ndarray | None,
+        begin: int,
+        stopped: int,
     ) -> Rollout:
+        """`stopped`: how many tokens the response has, the one that ended it included; 0 where none
+        did."""
         prompt, index = job
-        response = tokens[begin : begin + self.rules.max_tokens]
-        eos = self.policy.tokenizer.eos_token_id
-        finish = "length"
-        if eos in response:
-            response, finish = response[: response.index(eos) + 1], "stop"
-        text = self.policy.tokenizer.decode(response, skip_special_tokens=True)
-        inside = slice(begin, begin + len(response))
+        inside = slice(begin, begin + (stopped or self.rules.max_tokens))
+        response = tuple(tokens[inside])
         known = None if statistics is None else tuple(map(tuple, statistics[inside].tolist()))
-        return Rollout(prompt, index, tuple(response), tuple(logprobs[inside]), finish, text, statistics=known)
+        finish, text = "stop" if stopped else "length", self.policy.text(response)
+        return Rollout(prompt, index, response, tuple(logprobs[inside]), finish, text, statistics=known)

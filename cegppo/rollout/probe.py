@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from ..model.policy import Policy
-from ..types import Prompt, Rollout, TokenBatch
-from .divided import DividedSampler
+from ..types import Prompt, Rollout, TokenBatch, requests
+from . import Sampler
 
 
 class Probe:
@@ -15,10 +15,10 @@ class Probe:
     def __init__(self) -> None:
         self.rows: list[list[list[int]]] | None = None  # [prompt tokens, response tokens] of each row
 
-    def sample(self, sampler: DividedSampler, prompts: list[Prompt], index: int) -> None:
+    def sample(self, sampler: Sampler, prompts: list[Prompt], index: int) -> None:
         """Draw the probe, once: response number `index` to each of `prompts`."""
         if self.rows is None:
-            rollouts = sampler.sample(prompts, 1, 0, first=index)
+            rollouts = sampler.but(statistics=False).sample(requests(prompts, 1, first=index), 0)
             self.rows = [[list(r.prompt.token_ids), list(r.token_ids)] for r in rollouts]
 
     def batch(self, policy: Policy) -> TokenBatch:

@@ -13,7 +13,7 @@ bits than the trainer's compute, sampling while the trainer works.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from .. import ranks
 from ..config import VLLM
 from ..model.policy import Policy
+from ..model.traits import positions, text_config
 from ..types import BadInput, Job, Prompt, Rollout, said
 from . import Sampler, Sampling
 from .hf import seed_of
@@ -93,17 +94,15 @@ class VLLMSampler(Sampler):
     """Samples responses from a vLLM engine that holds a copy of the policy's weights, as `load`
     last handed them over."""
 
-    def __init__(
-        self, policy: Policy, rules: Sampling, *, stop: Sequence[str] = (), longest: int = 1088, settings: VLLM
-    ):
+    def __init__(self, policy: Policy, rules: Sampling, *, longest: int = 1088, settings: VLLM):
         """`longest`: the most tokens that a prompt and its response have together. Raises
         BadInput when no engine can be started."""
-        self.policy, self.rules, self.stop = policy, rules, list(stop)
+        super().__init__(policy, rules)
         # vllm reports log-probabilities either before the temperature or after top-p and top-k.
         self.reports = "raw_logprobs" if rules.temperature == 1.0 else "processed_logprobs"
         self.sleeps = settings.sleep and policy.device.type != "cpu"
-        self.identity = ["vllm", dtype(policy, settings), self.stop]
-        self.longest = min(longest, policy.model.config.max_position_embeddings)
+        self.identity = ["vllm", dtype(policy, settings), list(rules.stop)]
+        self.longest = min(longest, positions(policy.model) or longest)
         with ranks.together():  # before weights are handed over, for which every rank must be there
             self.engine = self._start(settings)
         if self.sleeps:
@@ -126,6 +125,7 @@ class VLLMSampler(Sampler):
                 model=self.policy.model.name_or_path,
                 tokenizer=self.policy.tokenizer.name_or_path,
                 load_format="dummy",
+                trust_remote_code=False,
                 generation_config="vllm",  # not the model's own temperature and top-p
                 dtype=dtype(self.policy, settings),
                 tensor_parallel_size=settings.tensor_parallel,
@@ -147,7 +147,7 @@ class VLLMSampler(Sampler):
     def _check_heads(self) -> None:
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-        shape, sizes = self.policy.model.config, CPUAttentionBackend.get_supported_head_sizes()
+        shape, sizes = text_config(self.policy.model), CPUAttentionBackend.get_supported_head_sizes()
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         if width not in sizes:
             raise BadInput(
@@ -169,20 +169,13 @@ class VLLMSampler(Sampler):
 
     def load(self, policy: Policy) -> None:
         """Hand over the weights of `policy`. Every rank takes part."""
-        self.policy = policy
+        super().load(policy)
         with self._awake():
             self.engine.collective_rpc(_receive, args=(policy.weights(),))
             self.engine.reset_prefix_cache()
 
     def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
-        for prompt, _ in jobs:
-            if len(prompt.token_ids) + self.rules.max_tokens > self.longest:
-                raise BadInput(
-                    f"rollout.engine=vllm: {prompt.id} has {len(prompt.token_ids)} tokens; with"
-                    f" {self.rules.max_tokens} more"
-                    f" it exceeds {self.longest}, the least of the model's positions and data.max_prompt_tokens +"
-                    " max_tokens"
-                )
+        self.check_lengths(jobs, self.longest)
         requests = [(prompt.token_ids, self._seed(prompt, index, step)) for prompt, index in jobs]
         with self._awake():
             outputs = self._generate(requests)
@@ -215,8 +208,8 @@ class VLLMSampler(Sampler):
             mine, requests = slice(start, start + len(requests)), [r for part in parts for r in part]
         rules = dict(
             temperature=self.rules.temperature, top_p=self.rules.top_p, top_k=self.rules.top_k,
-            max_tokens=self.rules.max_tokens, stop=self.stop,
-            stop_token_ids=[self.policy.tokenizer.eos_token_id], detokenize=bool(self.stop),
+            max_tokens=self.rules.max_tokens, stop=list(self.rules.stop),
+            stop_token_ids=sorted(self.policy.ends), detokenize=bool(self.rules.stop),
             logprobs=0 if self._exact else None,
         )  # fmt: skip
         outputs = self.engine.generate(
@@ -230,6 +223,4 @@ class VLLMSampler(Sampler):
         tokens = tuple(output.token_ids)
         logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs or (), tokens))
         finish = "stop" if output.finish_reason == "stop" else "length"
-        return Rollout(
-            prompt, index, tokens, logprobs, finish, self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-        )
+        return Rollout(prompt, index, tokens, logprobs, finish, self.policy.text(tokens))

@@ -7,6 +7,7 @@ A sweep file:
     seeds: [0, 1, 2]
     workers: 2                                # runs at a time
     common: {steps: 80}                       # for every arm
+    per_seed: {testbed.seed: [0, 1, 2]}       # seed k takes value k modulo their count
     takes_from: [algorithms]                  # a finished same run there is not repeated
     launcher: local                           # local | ray | ray://host:port | slurm
     runner: verl                              # trained by verl; `verl:` as verl.py says
@@ -35,7 +36,9 @@ from typing import Any
 from ..config import (
     Config,
     Layer,
+    as_numbers,
     as_override,
+    as_text,
     flatten,
     nearest,
     nested,
@@ -53,9 +56,9 @@ from . import launch, verl
 KEYS = {
     "experiment": str, "varies": list, "seeds": list, "workers": int, "common": dict, "takes_from": list, "arms": dict,
     "launcher": str, "gpus": int, "slurm": dict, "search": str, "space": dict, "objective": dict, "trials": int,
-    "runner": str, "verl": dict,
+    "runner": str, "verl": dict, "per_seed": dict,
 }  # fmt: skip
-OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from"), ("search", "space", "objective", "trials")
+OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from", "per_seed"), ("search", "space", "objective", "trials")
 OF_THE_SWEEP = ("workers", "seeds", "launcher", "gpus", "slurm", "search", "trials")  # keys that `sweep.KEY=…` may set
 RUNNERS = ("own", "verl")
 RUN = ROOT / "run.py"
@@ -205,9 +208,11 @@ def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
         if key not in OF_THE_SWEEP:
             raise BadInput(f"command line: unknown key 'sweep.{key}'{nearest(key, OF_THE_SWEEP, 'sweep.')}")
     for where, keys in ((path, tree), ("command line: sweep", mine)):
-        for key, value in keys.items():
+        for key in keys:
             if key not in KEYS:
                 raise BadInput(f"{where}: unknown key '{key}'{nearest(str(key), KEYS)}")
+        keys |= {key: _read_as(key, value, f"{where}: {key}") for key, value in keys.items()}
+        for key, value in keys.items():
             if not isinstance(value, KEYS[key]) or isinstance(value, bool):
                 raise BadInput(f"{where}: '{key}' takes a {KEYS[key].__name__}, not {value!r}")
     tree |= mine
@@ -239,6 +244,16 @@ def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
     return Description(path, tree, rest)
 
 
+def _read_as(key: str, value: Any, where: str) -> Any:
+    """The value of a sweep file's own key: names as text, the rest with plain numbers. What arms
+    and `common` say is for the schema to read."""
+    if key in ("arms", "common"):
+        return value
+    if key in ("takes_from", "varies") and isinstance(value, list):
+        return [as_text(name) for name in value]
+    return as_text(value) if KEYS[key] is str else as_numbers(value, where)
+
+
 def expand(d: Description) -> Sweep:
     """Arms × seeds of a sweep file. Raises BadInput, also when arms differ in anything that
     `varies` does not name."""
@@ -251,14 +266,24 @@ def expand(d: Description) -> Sweep:
         for arm, changes in tree["arms"].items():
             if not isinstance(changes, (dict, type(None))):
                 raise BadInput(f"{path}: arm '{arm}' takes keys like {{method: grpo}}, not {changes!r}")
-            runs.append(d.run(arm, seed, changes or {}))
+            runs.append(d.run(arm, seed, {**_of_seed(path, tree, seed), **(changes or {})}))
     for n, run in enumerate(runs):
         if any(run.folder == other.folder for other in runs[:n]):
             raise BadInput(f"{path}: two runs would write to {run.folder}")
-    _refuse_other_differences(path, runs, tree["varies"])
+    _refuse_other_differences(path, runs, [*tree["varies"], *tree.get("per_seed", {})])
     for run in runs:
         run.refuse_other_run()
     return d.sweep(runs)
+
+
+def _of_seed(path: Path, tree: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The values of `per_seed` for `seed`. Raises BadInput."""
+    made = {}
+    for key, values in tree.get("per_seed", {}).items():
+        if not isinstance(values, list) or not values:
+            raise BadInput(f"{path}: per_seed: '{key}' takes a list of values, not {values!r}")
+        made[key] = values[seed % len(values)]
+    return made
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

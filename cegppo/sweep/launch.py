@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..record.files import open_file
 from ..types import BadInput, said
 
 NAMES = ("local", "ray", "slurm")
@@ -83,7 +84,7 @@ class Local:
             mine["CUDA_VISIBLE_DEVICES"] = ",".join(
                 self.devices[(slot * self.gpus + i) % len(self.devices)] for i in range(self.gpus)
             )
-        with open(folder / "output.txt", "ab") as output:
+        with open_file(folder / "output.txt") as output:
             # A session of its own: Ctrl-C reaches this process, which passes it on once.
             return LocalJob(
                 subprocess.Popen(
@@ -121,7 +122,7 @@ def execute(command: list[str], folder: str, working_folder: str) -> int:
     stop = Path(folder, STOP)
     if stop.exists():  # asked to stop while it waited in a queue
         return 130
-    with open(Path(folder, "output.txt"), "ab") as output:
+    with open_file(Path(folder, "output.txt")) as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=working_folder, env=environment(), preexec_fn=in_the_child
         )
@@ -242,6 +243,6 @@ def _lost(folder: Path, error: Exception) -> int:
     looks for its error."""
     if (folder / STOP).exists():
         return 130
-    with open(folder / "output.txt", "a") as output:
-        output.write(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
+    with open_file(folder / "output.txt") as output:
+        output.write(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n".encode(errors="replace"))
     return 1

@@ -31,7 +31,7 @@ from ..config import digest, nearest
 from ..problems.counts import mean_accuracy
 from ..record.files import as_lines, lock, read_lines, write_whole
 from ..record.read import read_evaluations, read_metrics
-from ..types import BadInput
+from ..types import BadInput, said
 from .description import Description, Run
 
 SAMPLERS = ("random", "tpe")
@@ -54,9 +54,7 @@ class Search:
         self.folder = Path(example.config.results, d.name)
         self._lock = lock(self.folder / "study.lock", f"{self.folder}: another live process is searching there")
         storage = f"sqlite:///{self.folder / 'study.db'}"
-        before = 0
-        if (self.folder / "study.db").is_file():
-            before = len(optuna.load_study(study_name=d.name, storage=storage).trials)
+        before = _trials_before(self.folder, d.name, storage)
         # A continued search must not propose its first trials again.
         sampler = (
             optuna.samplers.RandomSampler(seed=before)
@@ -192,6 +190,24 @@ class Search:
             for t in self.study.get_trials(deepcopy=False)
         ]
         write_whole(self.folder / "trials.jsonl", as_lines(rows))
+
+
+def _trials_before(folder: Path, name: str, storage: str) -> int:
+    """How many trials the study in `folder` has. One that a kill left half made is removed, since
+    no trial can be in it. Raises BadInput for a file that cannot be read."""
+    import optuna
+
+    path = folder / "study.db"
+    if not path.is_file():
+        return 0
+    try:
+        return len(optuna.load_study(study_name=name, storage=storage).trials)
+    except Exception as error:  # of optuna, SQLAlchemy or SQLite: whatever a half-made file makes them say
+        if any(folder.glob("trial[0-9]*")):
+            raise BadInput(f"{path}: cannot be read: {said(error)}") from None
+    for leftover in folder.glob("study.db*"):
+        leftover.unlink()
+    return 0
 
 
 def plan(d: Description) -> str:

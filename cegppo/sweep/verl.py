@@ -40,7 +40,7 @@ from .launch import environment, in_the_child
 COMMAND = "python3 -m verl.trainer.main_ppo"
 POLICY_LOSS, ROLLOUT, OPTIMIZER = f"{ACTOR}policy_loss.", "actor_rollout_ref.rollout.", f"{ACTOR}optim."
 AGGREGATE = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
-ESTIMATOR = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+ESTIMATOR = {"k2": "mse", "k3": "low_var_kl"}
 PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 KEYWORDS = ("null", "true", "false", "inf", "nan")  # of Hydra
 OFF = 1e9  # a norm that no gradient has

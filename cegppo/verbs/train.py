@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,21 @@ def run(options: argparse.Namespace) -> int:
             moved = move_aside(resolved.folder) if ranks.rank() == 0 else None
         if moved:
             print(f"moved aside: {moved}", file=sys.stderr)
+    return trained(resolved, (lambda: again.comparison(source, resolved.folder)) if source is not None else list)
+
+
+def trained(resolved: Any, more: Callable[[], list[str]] = list) -> int:
+    """Train or continue the run of configuration `resolved`, on every rank; the exit code. Lines of
+    `more` are said before the last."""
+    from .. import ranks
     from ..model.memory import OutOfMemory
     from ..screen import Screen
-    from ..train import train
-    from ..update import Diverged
+    from ..train import run_training
+    from ..types import Diverged
 
     with Screen() as screen:
         try:
-            status = train(resolved, screen)
+            status = run_training(resolved, screen)
         except Diverged as error:
             if ranks.rank() == 0:
                 print(f"error: {resolved.folder}: {error}", file=sys.stderr)
@@ -102,8 +110,8 @@ def run(options: argparse.Namespace) -> int:
     summary = ledger.of_run(resolved.folder, resolved.arm)
     if summary:
         print(summary)
-    if source is not None:
-        print(*again.comparison(source, resolved.folder), sep="\n")
+    if lines := more():
+        print(*lines, sep="\n")
     if resolved.report and status == "finished":
         print_page(resolved.folder)
     print(f"{status}: {resolved.folder}")

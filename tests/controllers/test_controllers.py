@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cegppo import config, controllers
-from cegppo.configured import controller_of, knobs_of, objective_of
 from cegppo.record.files import read_lines
-from cegppo.train import train
+from cegppo.schedules import Schedules, objective_of
+from cegppo.train import run_training
 from cegppo.types import BadInput
 
 from ..test_train import Silent, without_times
@@ -180,15 +180,15 @@ def test_layers_and_identity(tiny):
 
 def test_what_it_sets_is_what_trains(tiny):
     settings = config.load(tiny, ["method=adaptive_bonus", "controller.target=100"])[0]
-    made = controller_of(settings)
-    made.observe(0, {"updates": 1.0, "entropy/mean": 3.0})
-    assert objective_of(settings, knobs_of(settings), 1, made).terms.entropy_coef == 1e-4
+    schedules = Schedules(settings)
+    schedules.observe(0, {"updates": 1.0, "entropy/mean": 3.0})
+    assert objective_of(settings, schedules.at(1)).terms.entropy_coef == 1e-4
     settings = config.load(tiny, ["method=cegppo_auto", "controller.levers=logit"])[0]
-    made = controller_of(settings)
+    schedules = Schedules(settings)
     for step in range(3):
-        made.observe(step, {"updates": 1.0, "entropy/mean": 3.0, "lever/low": -0.1, "lever/high": 0.1})
-    params = objective_of(settings, knobs_of(settings), 1, made).params
-    assert (params.beta1, params.beta2) == (made.values["loss.beta1"], made.values["loss.beta2"]) != (0.5, 1.0)
+        schedules.observe(step, {"updates": 1.0, "entropy/mean": 3.0, "lever/low": -0.1, "lever/high": 0.1})
+    params, set_to = objective_of(settings, schedules.at(3)).params, schedules.controller.values
+    assert (params.beta1, params.beta2) == (set_to["loss.beta1"], set_to["loss.beta2"]) != (0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_a_run_goes_on_bit_for_bit(tiny, tmp_path, options):
     """Also: every line has every key, and what is logged as a knob is what was decided before."""
     options = [*options, "updates_per_step=4", "update.lr=5e-3", "eval_every=0"]
     load = lambda steps, name: config.load(tiny, [*options, f"steps={steps}", f"run_dir={tmp_path / name}"])[0]
-    train(load(6, "whole"), Silent())
-    train(load(4, "parts"), Silent())
-    train(load(6, "parts"), Silent())
+    run_training(load(6, "whole"), Silent())
+    run_training(load(4, "parts"), Silent())
+    run_training(load(6, "parts"), Silent())
     lines = without_times(tmp_path / "whole" / "metrics.jsonl")
     assert lines == without_times(tmp_path / "parts" / "metrics.jsonl") and len(lines) == 6
     own = [{k: v for k, v in line.items() if k.startswith(("knob/", "controller/", "loss/"))} for line in lines]

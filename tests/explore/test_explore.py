@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from cegppo import explore
-from cegppo.explore import Behaviour
-from cegppo.train import train
-from cegppo.trainer import Trainer
-from cegppo.types import ORIGINS, BadInput
+from cegppo.state import build
+from cegppo.train import run_training
+from cegppo.types import ORIGINS, BadInput, Request
 
+from .. import steps
 from ..test_train import Silent, load, without_times
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -54,10 +54,10 @@ def test_every_rule_is_here():
 
 @pytest.mark.parametrize("name", explore.names())
 def test_switched_off_it_is_the_plain_loop(tiny, name):
-    plain, other = Trainer(load(tiny, "method=grpo", *PAIRS)), Trainer(load(tiny, *options(name, OFF[name])))
+    plain, other = build(load(tiny, "method=grpo", *PAIRS)), build(load(tiny, *options(name, OFF[name])))
     for _ in range(2):
         ours, theirs = (
-            {k: v for k, v in trainer.run_step().items() if not OWN.fullmatch(k)} for trainer in (other, plain)
+            {k: v for k, v in steps.step(trainer).items() if not OWN.fullmatch(k)} for trainer in (other, plain)
         )
         assert ours == theirs
     for (key, left), (_, right) in zip(other.policy.weights(), plain.policy.weights()):
@@ -66,10 +66,10 @@ def test_switched_off_it_is_the_plain_loop(tiny, name):
 
 @pytest.mark.parametrize("name", explore.names())
 def test_switched_on_it_is_not(tiny, name):
-    plain, other = Trainer(load(tiny, "method=grpo", *PAIRS)), Trainer(load(tiny, *options(name, ON[name])))
+    plain, other = build(load(tiny, "method=grpo", *PAIRS)), build(load(tiny, *options(name, ON[name])))
     for trainer in (plain, other):
         for _ in range(2):
-            made = trainer.run_step()
+            made = steps.step(trainer)
     assert any(not torch.equal(a[1], b[1]) for a, b in zip(other.policy.weights(), plain.policy.weights()))
     assert sum(made[f"origin/{origin}"] for origin in ORIGINS) == pytest.approx(1)
     assert made["origin/policy"] < 1
@@ -78,21 +78,21 @@ def test_switched_on_it_is_not(tiny, name):
 @pytest.mark.parametrize("name", [*explore.names(), "polarity", "soft", "soft_ppo"])
 def test_saved_and_restored_it_goes_on_the_same(tiny, tmp_path, name):
     chosen = load(tiny, *options(name, ON.get(name, ())))
-    whole, begun, continued = Trainer(chosen), Trainer(chosen), Trainer(chosen)
+    whole, begun, continued = build(chosen), build(chosen), build(chosen)
     timeless = lambda made: {key: value for key, value in made.items() if not key.startswith("time/")}
-    rows = [timeless(whole.run_step()) for _ in range(4)]
-    assert [timeless(begun.run_step()) for _ in range(2)] == rows[:2]
+    rows = [timeless(steps.step(whole)) for _ in range(4)]
+    assert [timeless(steps.step(begun)) for _ in range(2)] == rows[:2]
     begun.save(tmp_path)
     continued.restore(tmp_path)
-    assert [timeless(continued.run_step()) for _ in range(2)] == rows[2:]
+    assert [timeless(steps.step(continued)) for _ in range(2)] == rows[2:]
 
 
 def test_stopped_and_continued_it_is_the_same_run(tiny, tmp_path):
     """With a buffer that is full of what came before the stop, and the record of a step."""
     chosen = [*options("uec_rl", ON["uec_rl"]), "diagnostics.every=4", "diagnostics.probe=3", "eval_every=0", "arm=x"]
-    train(load(tiny, *chosen, "steps=4", f"run_dir={tmp_path / 'whole'}"), Silent())
-    for steps in (3, 4):
-        train(load(tiny, *chosen, f"steps={steps}", f"run_dir={tmp_path / 'parts'}"), Silent())
+    run_training(load(tiny, *chosen, "steps=4", f"run_dir={tmp_path / 'whole'}"), Silent())
+    for count in (3, 4):
+        run_training(load(tiny, *chosen, f"steps={count}", f"run_dir={tmp_path / 'parts'}"), Silent())
     rows = without_times(tmp_path / "whole" / "metrics.jsonl")
     assert without_times(tmp_path / "parts" / "metrics.jsonl") == rows
     last = rows[3]
@@ -114,11 +114,10 @@ def tempered_logprobs(trainer, rollout, temperature):
 
 @torch.no_grad()
 def test_the_ratio_of_a_tempered_response_is_against_what_it_was_sampled_from(tiny):
-    trainer = Trainer(load(tiny))
+    trainer = build(load(tiny))
     prompts = trainer.stream.take(2)
-    run = trainer.explorer.run
-    jobs = [(prompt, i) for prompt in prompts for i in range(3)]
-    rollouts = run.draw(jobs, 0, Behaviour(1.7))
+    sample = lambda **where: trainer.sampler.sample([Request(p, i, **where) for p in prompts for i in range(3)], 0)
+    rollouts = sample(temperature=1.7)
     assert {r.origin for r in rollouts} == {"tempered"}
     for rollout in rollouts:
         torch.testing.assert_close(
@@ -130,15 +129,15 @@ def test_the_ratio_of_a_tempered_response_is_against_what_it_was_sampled_from(ti
     for b, rollout in enumerate(rollouts):
         right = (tempered_logprobs(trainer, rollout, 1.0) - tempered_logprobs(trainer, rollout, 1.7)).exp()
         torch.testing.assert_close(x.ratio_BT[b, : len(right)].double(), right, atol=1e-4, rtol=1e-4)
-    usual = run.draw(jobs, 0, Behaviour(1.0))
-    assert {r.origin for r in usual} == {"policy"} and usual == run.draw(jobs, 0, Behaviour())
+    usual = sample(temperature=1.0)
+    assert {r.origin for r in usual} == {"policy"} and usual == sample()
 
 
 def test_the_mean_ratio_of_what_a_hotter_policy_samples_is_one(tiny):
     """E_{y ~ π^T}[π(y) / π^T(y)] = 1 for a whole response, and so for its first token."""
-    trainer = Trainer(load(tiny))
+    trainer = build(load(tiny))
     (prompt,) = trainer.stream.take(1)
-    rollouts = trainer.explorer.run.draw([(prompt, i) for i in range(3000)], 0, Behaviour(1.3))
+    rollouts = trainer.sampler.sample([Request(prompt, i, 1.3) for i in range(3000)], 0)
     x = trainer.policy.collate([r for r in rollouts], *(np.zeros(len(rollouts)),) * 3)
     ratio_B = (x.logprob_BT - x.old_logprob_BT)[:, 0].exp()
     assert float(ratio_B.mean()) == pytest.approx(1, abs=4 * float(ratio_B.std()) / 3000**0.5)
@@ -149,33 +148,32 @@ def test_what_others_wrote_is_no_mismatch_and_needs_no_correction(tiny):
     from cegppo.metrics import mismatch
     from cegppo.objective import correction
 
-    trainer = Trainer(load(tiny))
+    trainer = build(load(tiny))
     (prompt,) = trainer.stream.take(1)
-    run, jobs = trainer.explorer.run, [(prompt, i) for i in range(4)]
-    hot = run.draw(jobs, 0, Behaviour(2.0))
+    hot = trainer.sampler.sample([Request(prompt, i, 2.0) for i in range(4)], 0)
     as_policy = [dataclasses.replace(r, old_logprobs=None) for r in hot]
-    mixed = [*run.draw([(prompt, 9)], 0, Behaviour()), *hot, *as_policy]
+    mixed = [*trainer.sampler.sample([Request(prompt, 9)], 0), *hot, *as_policy]
     x = trainer.policy.collate(mixed, *(np.zeros(9),) * 3)
     assert mismatch(x)[0] < 1e-4
     assert (correction(x, "truncate", "token", 0.0, 2.0)[1:] == 1).all()
 
 
 def test_a_checkpoint_as_a_sampler(tiny, tmp_path):
-    moved = Trainer(load(tiny, "update.lr=5e-2"))
-    moved.run_step()
+    moved = build(load(tiny, "update.lr=5e-2"))
+    steps.step(moved)
     moved.save(tmp_path)
-    trainer = Trainer(load(tiny, "method=improper", *GRPO, f"explore.samplers='{tmp_path}@1.5,1.0'"))
+    trainer = build(load(tiny, "method=improper", *GRPO, f"explore.samplers='{tmp_path}@1.5,1.0'"))
     (prompt,) = trainer.stream.take(1)
     with torch.no_grad():
-        for rollout in trainer.explorer.run.draw([(prompt, i) for i in range(4)], 0, Behaviour(1.5, str(tmp_path))):
+        for rollout in trainer.sampler.sample([Request(prompt, i, 1.5, str(tmp_path)) for i in range(4)], 0):
             assert rollout.origin == "checkpoint"
             wanted = tempered_logprobs(moved, rollout, 1.5)
             torch.testing.assert_close(torch.tensor(rollout.old_logprobs).double(), wanted, atol=1e-5, rtol=1e-5)
     for _ in range(2):
-        made = trainer.run_step()
+        made = steps.step(trainer)
         assert made["origin/checkpoint"] > 0 and made["ratio/max"] > 1
     theirs = dict(moved.policy.weights())
-    frozen = trainer.explorer.run.behaviours.other(str(tmp_path)).sampler.policy
+    frozen = trainer.sampler.of_checkpoint(str(tmp_path)).policy
     assert all(torch.equal(value, theirs[key]) for key, value in frozen.weights())
 
 
@@ -208,13 +206,13 @@ def test_bad_values_are_one_line(tiny, given, said):
 
 def test_a_folder_that_is_no_checkpoint_ends_the_run_before_it_begins(tiny, tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
-        Trainer(load(tiny, "method=improper", f"explore.samplers='{tmp_path / 'gone'},1.0'"))
+        build(load(tiny, "method=improper", f"explore.samplers='{tmp_path / 'gone'},1.0'"))
 
 
 def test_the_token_record_marks_the_origin_and_metrics_have_rows(tiny):
     text = (ROOT / "docs" / "metrics.md").read_text()
     for name in explore.names():
-        made = Trainer(load(tiny, *options(name, ON[name]))).run_step()
+        made = steps.step(build(load(tiny, *options(name, ON[name]))))
         own = {key for key in made if key.startswith("explore/")}
         assert own and all(f"`{re.sub('_[0-9]+$', '_…', key)}`" in text for key in own), own
     assert "`origin/{" + ",".join(ORIGINS) + "}`" in text and "`entropy/{" + ",".join(ORIGINS) + "}`" in text
@@ -222,10 +220,10 @@ def test_the_token_record_marks_the_origin_and_metrics_have_rows(tiny):
 
 def test_a_state_is_what_json_can_say(tiny):
     for name in explore.names():
-        trainer = Trainer(load(tiny, *options(name, ON[name])))
-        trainer.run_step()
+        trainer = build(load(tiny, *options(name, ON[name])))
+        steps.step(trainer)
         state = json.loads(json.dumps(trainer.explorer.state()))
-        other = Trainer(load(tiny, *options(name, ON[name]))).explorer
+        other = build(load(tiny, *options(name, ON[name]))).explorer
         other.restore(state)
         assert other.state() == trainer.explorer.state()
 
@@ -234,8 +232,8 @@ def test_a_state_is_what_json_can_say(tiny):
 def test_a_step_that_trains_nothing_still_says_what_was_done(tiny, tmp_path, name):
     (tmp_path / "none.py").write_text("def never(prompt, response):\n    return 0.0\n")
     keys = [f"reward={tmp_path / 'none.py'}:never", "rollout.drop_constant_groups=drop"]
-    made = Trainer(load(tiny, *options(name, ON[name]), *keys)).run_step()
-    usual = Trainer(load(tiny, *options(name, ON[name]))).run_step()
+    made = steps.step(build(load(tiny, *options(name, ON[name]), *keys)))
+    usual = steps.step(build(load(tiny, *options(name, ON[name]))))
     own = lambda metrics: {key for key in metrics if key.startswith("explore/")}
     assert made["updates"] == 0 and own(made) == own(usual) and not any(key.startswith("origin/") for key in made)
 

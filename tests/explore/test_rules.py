@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from cegppo import advantage, config
-from cegppo.explore import Behaviour, Solution, aepo, improper, oger, uec_rl
+from cegppo.explore import Solution, aepo, improper, oger, uec_rl
 from cegppo.problems import testbed
 from cegppo.problems.teachers import FromFile, Worked
-from cegppo.trainer import Trainer
+from cegppo.state import build
 from cegppo.types import ORIGINS, BadInput, Group, Prompt, Rollout, Score, Verdict
 
+from .. import steps
 from ..test_train import gradient, load
 
-SOLVED = {Behaviour(1.2): [1, 0, 0, 0], Behaviour(0.8): [1, 1, 1, 0]}
+SOLVED = {1.2: [1, 0, 0, 0], 0.8: [1, 1, 1, 0]}  # by temperature
 
 
 class Run:
-    """A run whose responses are right as told: by behaviour, one digit a response."""
+    """A run whose responses are right as told: by temperature, one digit a response."""
 
     seed, group_size, rows, values = 0, 4, 8, (0.0, 1.0)
     advantage = staticmethod(advantage.group)
@@ -30,16 +31,22 @@ class Run:
     def __init__(self, solutions=()):
         self.asked, self.given = [], list(solutions)
 
-    def ready(self, behaviour): ...
+    @property
+    def sampler(self):
+        return self
 
-    def draw(self, jobs, step, behaviour):
-        self.asked.append((jobs, step, behaviour))
-        origin = "policy" if behaviour == Behaviour() else "tempered"
-        made = [Rollout(prompt, i, (i, 7), (-0.5, -0.5), "stop", "", origin) for prompt, i in jobs]
-        return made if origin == "policy" else [dataclasses.replace(r, old_logprobs=(-0.25, -0.25)) for r in made]
+    @property
+    def teacher(self):
+        return self
+
+    def sample(self, requests, step):
+        self.asked.append((requests, step))
+        made = [Rollout(r.prompt, r.index, (r.index, 7), (-0.5, -0.5), "stop", "") for r in requests]
+        tempered = dict(origin="tempered", old_logprobs=(-0.25, -0.25))
+        return [m if r.temperature is None else dataclasses.replace(m, **tempered) for r, m in zip(requests, made)]
 
     def score(self, rollouts, step):
-        digits = SOLVED.get(self.asked[-1][2], [1]) if self.asked else [1]
+        digits = SOLVED.get(self.asked[-1][0][0].temperature, [1]) if self.asked else [1]
         return [scored(digits[i % len(digits)]) for i in range(len(rollouts))]
 
     def solutions(self, prompt):
@@ -79,9 +86,9 @@ def test_uec_rl_by_hand():
     rule = uec_rl.Rule(uec_rl.Params(retries=4, keep_retried=1.0, replay_every=0), run)
     groups = [group("mixed", [1, 1, 0, 0]), group("hard", [0, 0, 0, 0]), group("easy", [1, 1, 1, 1])]
     again, mixed = rule.chosen(groups, 3)
-    ((jobs, step, behaviour),) = run.asked
-    assert [(p.id, i) for p, i in jobs] == [("hard", i) for i in (5, 6, 7, 8)]  # after the probe's index
-    assert step == 3 and behaviour == Behaviour(1.2)
+    ((asked, step),) = run.asked
+    assert [(r.prompt.id, r.index) for r in asked] == [("hard", i) for i in (5, 6, 7, 8)]  # after the probe's index
+    assert step == 3 and {r.temperature for r in asked} == {1.2}
     assert (again.prompt.id, again.rollouts[0].index, again.rollouts[0].origin) == ("hard", 5, "tempered")
     assert again.advantages == pytest.approx((1.5,), abs=1e-5) and again.rollouts[0].old_logprobs == (-0.25, -0.25)
     assert mixed.prompt.id == "mixed" and mixed.advantages == pytest.approx((0.866, 0.866, -0.866, -0.866), abs=1e-3)
@@ -124,10 +131,10 @@ def test_uec_rl_replays_whole_steps_of_the_newest_with_what_they_had():
 def test_uec_rl_that_only_drops_what_teaches_nothing_is_dropping_constant_groups(tiny):
     pairs = ["prompts_per_step=8", "group_size=2", "method=grpo"]
     off = [f"explore.{k}" for k in ("name=uec_rl", "retries=0", "drop_truncated=false", "replay_every=0")]
-    ours = Trainer(load(tiny, *pairs, *off, "explore.keep=1e-9"))
-    theirs = Trainer(load(tiny, *pairs, "rollout.drop_constant_groups=drop"))
+    ours = build(load(tiny, *pairs, *off, "explore.keep=1e-9"))
+    theirs = build(load(tiny, *pairs, "rollout.drop_constant_groups=drop"))
     for _ in range(2):
-        left, right = ours.run_step(), theirs.run_step()
+        left, right = steps.step(ours), steps.step(theirs)
         assert left["rollout/trained"] < 1
         assert all(left[key] == value for key, value in right.items() if not key.startswith("time/"))
 
@@ -149,8 +156,8 @@ def test_aepo_by_hand(entropy, temperature, most, first):
     rule.observe({"entropy/policy": entropy})
     groups = [group(name, [1, 0, 0, 0]) for name in "abcd"]
     made = rule.chosen(groups, 0)
-    ((jobs, _, behaviour),) = run.asked
-    assert behaviour == Behaviour(temperature) and {p.id for p, _ in jobs} == {"a", "b"}
+    ((asked, _),) = run.asked
+    assert {(r.temperature, r.prompt.id) for r in asked} == {(temperature, "a"), (temperature, "b")}
     tempered = [(g, r, a) for g in made for r, a in zip(g.rollouts, g.advantages or ()) if r.origin == "tempered"]
     assert [(g.prompt.id, r.index) for g, r, _ in tempered] == first
     assert all(a == 1.0 and r.old_logprobs is None for _, r, a in tempered)
@@ -164,18 +171,17 @@ def test_aepo_by_hand(entropy, temperature, most, first):
 
 def test_aepo_is_grpo_and_reinforce_on_what_is_right_at_that_temperature(tiny):
     """Value and gradient of the first update, against both written out."""
-    trainer = Trainer(load(tiny, "method=aepo", "update.dual_clip=0", "explore.prompts=1", "explore.replace=0.4"))
-    collected = trainer.collect(0)
-    x = trainer.batch(collected)
+    state = build(load(tiny, "method=aepo", "update.dual_clip=0", "explore.prompts=1", "explore.replace=0.4"))
+    x = steps.batch(state)
     hot_B = x.origin_B == ORIGINS.index("tempered")
     assert 0 < hot_B.sum() < len(x) and (x.advantage_BT[hot_B][x.mask_BT[hot_B] > 0] == 1).all()
-    ours, tally, _ = gradient(trainer, x, 10**9)
-    s = trainer.policy.statistics(x)
+    ours, tally, _ = gradient(state, x, 10**9)
+    s = state.policy.statistics(x)
     inside = x.mask_BT.bool()
     hot_N = hot_B[:, None].expand_as(inside)[inside]
     grpo = -(x.advantage_BT[inside] * s.logprob_N)[~hot_N].sum()
     reinforce = -s.logprob_N[hot_N].sum()
-    model = trainer.policy.model
+    model = state.policy.model
     model.zero_grad()
     ((grpo + reinforce) / inside.sum()).backward()
     by_hand = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -280,13 +286,13 @@ def test_a_file_of_solutions(prompts, tmp_path):
 
 def test_a_run_with_a_file_and_one_without_such_a_file(tiny, tmp_path):
     path = tmp_path / "teacher.jsonl"
-    stream = Trainer(load(tiny)).stream.take(2)
+    stream = build(load(tiny)).stream.take(2)
     rows = [{"problem": p.text.removesuffix("\n"), "response": f"\\boxed{{{p.answer}}}"} for p in stream]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = Trainer(load(tiny, "method=oger", f"explore.teacher={path}", "explore.ratio=policy")).run_step()
+    made = steps.step(build(load(tiny, "method=oger", f"explore.teacher={path}", "explore.ratio=policy")))
     assert made["explore/taught"] == 0.5 and made["origin/teacher"] > 0
     with pytest.raises(BadInput, match="no such file"):
-        Trainer(load(tiny, "method=oger", "explore.teacher=gone.jsonl"))
+        build(load(tiny, "method=oger", "explore.teacher=gone.jsonl"))
 
 
 # ---------------------------------------------------------------------------------------- improper
@@ -310,9 +316,10 @@ def test_improper_draws_by_its_shares_and_asks_each_sampler_for_its_own():
     rule.theta = np.array([math.log(3.0), 0.0])
     made = rule.sample([Prompt(str(n), "s", "", (1,), "") for n in range(500)], 4, 0)
     assert [(r.prompt.id, r.index) for r in made] == [(str(n), i) for n in range(500) for i in range(4)]
-    (hot, _, first), (cold, _, second) = run.asked
-    assert (first, second) == (Behaviour(1.2), Behaviour(0.8)) and len(hot) + len(cold) == 2000
-    assert len(hot) / 2000 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 2000))
+    ((asked, _),) = run.asked
+    temperatures = [r.temperature for r in asked]
+    assert set(temperatures) == {1.2, 0.8} and len(asked) == 2000
+    assert temperatures.count(1.2) / 2000 == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 2000))
     groups = [Group(r.prompt, (r,), (scored(1),)) for r in made]
     rule.learn(groups, batch(groups, np.linspace(-1, 1, 2000).tolist()))
     assert rule.theta.tolist() == [math.log(3.0), 0.0]  # lr 0: a mixture that does not learn

@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import disk, inputs, kills, rivals
+from . import disk, foreign, inputs, kills, rivals
 from .children import preload
 from .table import Table
 
-SHARES = {"kills": 0.5, "disk": 0.25, "rivals": 0.1, "inputs": 0.15}  # of the time
+SHARES = {"kills": 0.45, "disk": 0.2, "rivals": 0.1, "inputs": 0.15, "foreign": 0.1}  # of the time
 
 
 def main() -> int:
@@ -38,11 +38,12 @@ def main() -> int:
             if importlib.util.find_spec("atheris") is None:
                 sys.exit("atheris is not installed; without it hypothesis makes the inputs (--only inputs)")
             inputs.led_by_coverage(options.coverage, int(options.seconds))
-        if options.only != "inputs" and not disk.loaded():  # again, with the shim before libc
+        alone = options.only in ("inputs", "foreign")
+        if not alone and not disk.loaded():  # again, with the shim before libc
             environment = {**os.environ, "LD_PRELOAD": str(disk.build(folder)), "OMP_NUM_THREADS": "1"}
             return subprocess.call([sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=environment)
         failures = 0
-        if options.only != "inputs":
+        if not alone:
             preload()
             kills.prepared(folder)
         for name in [options.only] if options.only else SHARES:
@@ -55,6 +56,8 @@ def main() -> int:
                 campaign.run(seconds, options.checks, options.seed, options.share, options.faults)
             elif name == "rivals":
                 rivals.Campaign(folder, table).run(seconds, options.checks, options.seed)
+            elif name == "foreign":
+                foreign.Campaign(folder, table).run(seconds, options.checks, options.seed)
             else:
                 inputs.Campaign(table).run(seconds, options.checks, options.seed, options.examples)
             table.close()

@@ -165,18 +165,18 @@ ANSWERS = st.tuples(st.lists(PIECES | st.text(max_size=5), max_size=12).map("".j
 def check_answer(pair: tuple[str, str]) -> None:
     """An answer stands in the text, with balanced braces; comparing is symmetric, and anything
     equals itself."""
-    from cegppo.problems import reward
+    from cegppo.problems import answers, comparison, notation
 
     text, reference = pair
-    answer = reward.final_answer(text)
+    answer = answers.final_answer(text)
     if answer is not None:
         assert "\\boxed{" + answer in text.replace(" ", "") or answer in text
         assert answer.count("{") == answer.count("}")
     for one in (answer or "", text):
-        assert reward.matches(one, one)
-        assert reward.matches(one, reference) == reward.matches(reference, one)
-        assert reward.quick(one, reference) in (True, False, None)
-        again = reward.normalised(one)
+        assert notation.matches(one, one)
+        assert notation.matches(one, reference) == notation.matches(reference, one)
+        assert comparison.quick(one, reference) in (True, False, None)
+        again = notation.normalised(one)
         assert isinstance(again, str)
 
 

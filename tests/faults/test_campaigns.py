@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from . import disk, inputs
+from . import disk, foreign, inputs
 from .children import ROOT
 from .table import Table
 
@@ -32,6 +32,12 @@ def test_strange_inputs(name):
         inputs.test_of(name, few, counted)
     )()  # the same ones each time: searching is the campaign's
     assert counted[0] >= few / 2
+
+
+@pytest.mark.parametrize("command", foreign.COMMANDS)
+def test_foreign_folders(command, tmp_path):
+    wrong = [foreign.trial(tmp_path / "f", command, f"0.{number}") for number in range(4)]
+    assert not any(wrong), wrong
 
 
 @pytest.mark.parametrize("name, value", FOUND, ids=str)

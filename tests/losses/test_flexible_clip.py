@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cegppo import config
-from cegppo.configured import knobs_of
+from cegppo.schedules import Schedules
 
 from .batches import CELLS, assert_reinforce_at_ratio_one, assert_same, evaluated, one_row, ragged
 
@@ -65,9 +65,9 @@ def test_the_phases(method, upper):
     """λ = 1 − 2k/T at a quarter, at half and just after, at three quarters and at the end: ε₊ mixed
     with λ or 1 − λ, then ε₋ with 1 + λ."""
     settings, _ = config.load(ROOT / "experiments" / "testbed.yaml", [f"method={method}", "steps=1000"])
-    knobs = [knobs_of(settings).at(step) for step in (0, 250, 500, 750, 999)]
-    assert [k["upper"] for k in knobs] == pytest.approx(upper)
-    assert [k["lower"] for k in knobs] == pytest.approx([0.0, 0.0, 1.0, 0.5, 0.002])
+    knobs = [Schedules(settings).at(step) for step in (0, 250, 500, 750, 999)]
+    assert [k["loss.upper"] for k in knobs] == pytest.approx(upper)
+    assert [k["loss.lower"] for k in knobs] == pytest.approx([0.0, 0.0, 1.0, 0.5, 0.002])
 
 
 def test_at_ratio_one_it_is_reinforce():

@@ -34,7 +34,7 @@ from .worker import TEMPERATURE, actor_config, update
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-# What each of them needs is not given by verl's registry alone (cegppo/plugins/batch.py, `needs`).
+# What each of them needs is not given by verl's registry alone (`Objective.needs`).
 NEEDY = ["boundary_rescue", "lp_reg", "clip_b", "clip_cov", "erc", "steer", "top_entropy"]
 
 

@@ -5,7 +5,6 @@ The model is the testbed's own with wider heads (vLLM's CPU attention starts at 
 testbed's heads have 16): the same function of its input, so it answers as the testbed does.
 """
 
-import copy
 import json
 import os
 import subprocess
@@ -25,11 +24,11 @@ from cegppo.problems import testbed
 from cegppo.record.files import read_lines
 from cegppo.rollout import Sampling
 from cegppo.rollout.vllm import VLLMSampler, default_max_mismatch
-from cegppo.train import train
-from cegppo.trainer import Trainer
-from cegppo.types import BadInput, Prompt
-from cegppo.update import Diverged
+from cegppo.state import build
+from cegppo.train import run_training
+from cegppo.types import BadInput, Diverged, Prompt, requests
 
+from .. import steps
 from ..test_train import Silent, without_times
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -109,26 +108,27 @@ def against(policy, rollouts, temperature=1.0):
 
 
 def test_seeds_batches_and_order(policy, sampler):
-    rollouts = sampler.sample(prompts(policy), 6, step=5)
+    rollouts = sampler.sample(requests(prompts(policy), 6), step=5)
     assert [(r.prompt.id, r.index) for r in rollouts] == [(f"p/{p}", i) for p in range(4) for i in range(6)]
     assert len({r.token_ids for r in rollouts}) > 12
-    assert key(sampler.sample(prompts(policy), 6, step=5)) == key(rollouts)
-    assert sorted(key(sampler.sample(prompts(policy)[::-1], 6, step=5))) == sorted(key(rollouts))
-    assert [k for p in prompts(policy) for k in key(sampler.sample([p], 3, step=5))] == [
+    assert key(sampler.sample(requests(prompts(policy), 6), step=5)) == key(rollouts)
+    assert sorted(key(sampler.sample(requests(prompts(policy)[::-1], 6), step=5))) == sorted(key(rollouts))
+    assert [k for p in prompts(policy) for k in key(sampler.sample(requests([p], 3), step=5))] == [
         k for k in key(rollouts) if k[1] < 3
     ]
-    assert key(sampler.sample(prompts(policy), 1, step=5, first=4)) == [k for k in key(rollouts) if k[1] == 4]
-    for other in (sampler.sample(prompts(policy), 6, step=6), sampler.but(seed=4).sample(prompts(policy), 6, step=5)):
+    assert key(sampler.sample(requests(prompts(policy), 1, first=4), step=5)) == [k for k in key(rollouts) if k[1] == 4]
+    asked = requests(prompts(policy), 6)
+    for other in (sampler.sample(asked, step=6), sampler.but(seed=4).sample(asked, step=5)):
         assert key(other) != key(rollouts)
-    assert sampler.sample([], 6, step=5) == []
+    assert sampler.sample(requests([], 6), step=5) == []
 
 
 def test_logprobs_are_the_trainers(policy, sampler):
-    assert against(policy, sampler.sample(prompts(policy), 16, step=0))[0] < 1e-4
-    cut = sampler.but(top_p=0.7, top_k=4).sample(prompts(policy), 16, step=0)
+    assert against(policy, sampler.sample(requests(prompts(policy), 16), step=0))[0] < 1e-4
+    cut = sampler.but(top_p=0.7, top_k=4).sample(requests(prompts(policy), 16), step=0)
     assert against(policy, cut)[0] < 1e-4  # before top-p and top-k
     assert all(
-        r.logprobs == () for r in sampler.but(temperature=0.6).sample(prompts(policy), 1, step=0)
+        r.logprobs == () for r in sampler.but(temperature=0.6).sample(requests(prompts(policy), 1), step=0)
     )  # those of 1 would be wrong
 
 
@@ -142,7 +142,7 @@ def test_it_samples_what_it_says(policy, sampler):
         (dict(), p_V),
         (dict(top_k=3), torch.zeros_like(p_V).index_copy(0, best, p_V[best] / p_V[best].sum())),
     ):
-        drawn = sampler.but(max_tokens=1, **rules).sample([prompt], 2000, step=0)
+        drawn = sampler.but(max_tokens=1, **rules).sample(requests([prompt], 2000), step=0)
         share_V = torch.bincount(torch.tensor([r.token_ids[0] for r in drawn]), minlength=len(p_V)) / 2000
         error_V = (wanted_V * (1 - wanted_V) / 2000).sqrt()
         assert ((share_V - wanted_V).abs() <= 4.5 * error_V + 1e-3).all()
@@ -151,21 +151,20 @@ def test_it_samples_what_it_says(policy, sampler):
 
 def test_finish_reasons_and_the_length_limit(policy, sampler):
     eos = policy.tokenizer.eos_token_id
-    rollouts = sampler.but(max_tokens=12).sample(prompts(policy), 16, step=0)
+    rollouts = sampler.but(max_tokens=12).sample(requests(prompts(policy), 16), step=0)
     assert {r.finish for r in rollouts} == {"stop", "length"}
     for r in rollouts:
         assert len(r.logprobs) == len(r.token_ids) <= 12
         assert (r.token_ids[-1] == eos) == (r.finish == "stop") and eos not in r.token_ids[:-1]
         assert r.finish == "stop" or len(r.token_ids) == 12
     with pytest.raises(BadInput, match="p/0 has .* tokens; with 400 more it exceeds 400"):
-        sampler.but(max_tokens=400).sample(prompts(policy), 1, step=0)
+        sampler.but(max_tokens=400).sample(requests(prompts(policy), 1), step=0)
 
 
 def test_stop_strings(policy, sampler):
-    plain = sampler.sample(prompts(policy), 8, step=0)
-    other = copy.copy(sampler)
-    other.stop = ["=-", "="]
-    stopped = other.sample(prompts(policy), 8, step=0)
+    plain = sampler.sample(requests(prompts(policy), 8), step=0)
+    other = sampler.but(stop=("=-", "="))
+    stopped = other.sample(requests(prompts(policy), 8), step=0)
     assert sum("=" in r.text for r in plain) > 4
     for long, short in zip(plain, stopped):
         assert short.token_ids == long.token_ids[: len(short.token_ids)]
@@ -189,11 +188,11 @@ def test_every_parameter_is_handed_over(model, policy, sampler):
             for name in names:
                 parameter = changed.model.get_parameter(name)
                 parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
-        assert against(changed, sampler.sample(prompts(policy), 8, step=0))[1] > 0.01
+        assert against(changed, sampler.sample(requests(prompts(policy), 8), step=0))[1] > 0.01
         sampler.load(changed)
-        assert against(changed, sampler.sample(prompts(policy), 8, step=0))[0] < 1e-4
+        assert against(changed, sampler.sample(requests(prompts(policy), 8), step=0))[0] < 1e-4
     sampler.load(policy)
-    assert against(policy, sampler.sample(prompts(policy), 8, step=0))[0] < 1e-4
+    assert against(policy, sampler.sample(requests(prompts(policy), 8), step=0))[0] < 1e-4
 
 
 def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
@@ -214,7 +213,7 @@ def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    alone = json.loads(json.dumps(key(sampler.sample(prompts(policy), 6, step=5))))
+    alone = json.loads(json.dumps(key(sampler.sample(requests(prompts(policy), 6), step=5))))
     assert parts == [alone[:6], alone[6:]]
 
 
@@ -223,9 +222,9 @@ def test_two_ranks_share_an_engine(model, policy, sampler, tmp_path):
 
 def test_a_temperature_of_its_own(policy):
     sampler = VLLMSampler(policy, Sampling(**RULES, temperature=0.6), longest=LONGEST, settings=SETTINGS)
-    rollouts = sampler.sample(prompts(policy), 16, step=0)
+    rollouts = sampler.sample(requests(prompts(policy), 16), step=0)
     assert against(policy, rollouts, temperature=0.6)[0] < 1e-4 < against(policy, rollouts)[1]
-    assert all(r.logprobs == () for r in sampler.but(top_p=0.9).sample(prompts(policy), 1, step=0))
+    assert all(r.logprobs == () for r in sampler.but(top_p=0.9).sample(requests(prompts(policy), 1), step=0))
 
 
 def test_fewer_bits(policy):
@@ -234,7 +233,7 @@ def test_fewer_bits(policy):
     sampler = VLLMSampler(
         policy, Sampling(**RULES), longest=LONGEST, settings=VLLM(memory_share=0.01, dtype="bfloat16")
     )
-    largest, mean = against(policy, sampler.sample(prompts(policy), 64, step=0))
+    largest, mean = against(policy, sampler.sample(requests(prompts(policy), 64), step=0))
     print(f"bfloat16: mean {mean:.4f}, largest {largest:.4f}")
     assert 1e-3 < mean < default_max_mismatch(policy, VLLM(dtype="bfloat16")) / 2 < 0.1
 
@@ -260,32 +259,32 @@ def training(model, folder, *overrides):
 
 
 def test_a_short_training_repeats_resumes_and_stays_in_step(model, tmp_path):
-    assert train(training(model, tmp_path / "a"), Silent()) == "finished"
+    assert run_training(training(model, tmp_path / "a"), Silent()) == "finished"
     rows = read_lines(tmp_path / "a" / "metrics.jsonl")
     assert len(rows) == 3 and all(0 < row["mismatch/max"] < 1e-4 for row in rows)
     assert len({row["entropy/mean"] for row in rows}) == 3 and all(row["grad/norm"] > 0 for row in rows)
     assert len(read_lines(tmp_path / "a" / "eval.jsonl")) == 12  # six benchmarks, before and after
-    train(training(model, tmp_path / "b", "steps=2"), Silent())
-    train(training(model, tmp_path / "b"), Silent())  # a new engine, handed the checkpoint's weights
+    run_training(training(model, tmp_path / "b", "steps=2"), Silent())
+    run_training(training(model, tmp_path / "b"), Silent())  # a new engine, handed the checkpoint's weights
     assert without_times(tmp_path / "b" / "metrics.jsonl") == without_times(tmp_path / "a" / "metrics.jsonl")
 
 
 def test_a_run_stops_when_a_hand_over_fails(model, tmp_path):
-    trainer = Trainer(training(model, tmp_path, "update.correction=truncate", "rollout.stop=['}']"))
-    assert all((r.text[-1] == "}") == (r.finish == "stop") for r in trainer.collect(9).rollouts)
-    assert trainer.run_step()["fact/correction"] == pytest.approx(1, abs=1e-4)
-    trainer.sampler.load = lambda policy: None
-    trainer.run_step()  # was handed the first step's weights, misses the second's
-    before = [p.clone() for p in trainer.policy.model.parameters()]
+    state = build(training(model, tmp_path, "update.correction=truncate", "rollout.stop=['}']"))
+    assert all((r.text[-1] == "}") == (r.finish == "stop") for group in steps.groups(state)[0] for r in group.rollouts)
+    assert steps.step(state)["fact/correction"] == pytest.approx(1, abs=1e-4)
+    state.sampler.load = lambda policy: None
+    steps.step(state)  # was handed the first step's weights, misses the second's
+    before = [p.clone() for p in state.policy.model.parameters()]
     with pytest.raises(Diverged, match="hand-over of weights to vllm failed.* above rollout.vllm.max_mismatch=0.001"):
-        trainer.run_step()
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.model.parameters()))
+        steps.step(state)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.policy.model.parameters()))
 
 
 def test_eval_by_the_front_door(model, tmp_path, capsys):
     import run
 
-    train(training(model, tmp_path / "run", "steps=1"), Silent())
+    run_training(training(model, tmp_path / "run", "steps=1"), Silent())
     before = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert run.main(["eval", str(tmp_path / "run"), "eval.temperature=0.6", "eval.top_p=0.95", "eval.k=3"]) == 0
     rows = read_lines(tmp_path / "run" / "eval-latest.jsonl")
