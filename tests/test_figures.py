@@ -71,7 +71,7 @@ SWEEPS = {
     "one_side": list(fig_fig1.ARMS),
     "one_side_random": list(fig_fig1.ARMS),
     "map/coin": ["grpo", "cegppo", "high", "low", "clip_higher"],
-    "map/task": ["grpo", "cegppo", "high"],
+    "map/task": ["grpo", "cegppo", "high", "clip_higher"],
     "map/easy": ["grpo", "cegppo"],
     "map/coin_updates16": ["grpo", "cegppo"],
     "family/coin": ["grpo", "cegppo", "aspo"],
