@@ -10,7 +10,7 @@ from common import machine, paired, ratio_line, testbed_model
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
-from cegppo.types import Prompt
+from cegppo.types import Prompt, requests
 
 NEW = 32
 ROUNDS = 9
@@ -20,7 +20,8 @@ ROWS = (64, 256, 512)
 def main() -> None:
     _, model, tokenizer = testbed_model()
     question = "State the final answer to the following arithmetic problem: {} + 4 - 7 + 2 =\n"
-    # Nobody may stop early: no token ends a response of ours, and `generate` may not draw the one that would.
+    # Nobody may stop early: no token ends a response of ours, and `generate` may not draw the one
+    # that would.
     policy = Policy(model, tokenizer)
     policy.ends = frozenset()
     print(machine(), "\n")
@@ -32,7 +33,7 @@ def main() -> None:
         sampler = HFSampler(policy, Sampling(seed=0, max_tokens=NEW))
 
         def ours(prompts=prompts, sampler=sampler) -> None:
-            assert all(len(r.token_ids) == NEW for r in sampler.sample(prompts, 1, 0))
+            assert all(len(r.token_ids) == NEW for r in sampler.sample(requests(prompts, 1), 0))
 
         def theirs(ids=ids) -> None:
             out = model.generate(

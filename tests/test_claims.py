@@ -502,8 +502,8 @@ def test_a_foreign_run_stands_beside_ours(tmp_path, folder):
     )
 
 
-# Their first commit, of the minute that they name and before their seeds, was lost with the machine that
-# held it; what is left was committed after the runs (results/LOG.md).
+# Their first commit, of the minute that they name and before their seeds, was lost with the machine
+# that held it; what is left was committed after the runs (results/LOG.md).
 LOST = "phase_far_"
 
 

@@ -468,7 +468,7 @@ def front():
         ("prompts_per_step=99999999999", "prompts_per_step must be at most 1048576"),
         ("diagnostics.probe=99999999999999", "diagnostics.probe must be at most"),
         ("steps=" + "9" * 4301, "command line: "),
-        ("data.suffix=" + "[" * 3000, "1001 are longer than data.max_prompt_tokens"),
+        ("data.suffix=" + "[" * 3000, "are longer than data.max_prompt_tokens"),
         ("eval.k=" + "[" * 3000, "command line: "),
         ("model.device=meta", "model.device=meta: holds no numbers"),
         ("data.suffix=${oc.env:HF_TOKEN}", "oc.env"),

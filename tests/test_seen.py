@@ -36,10 +36,10 @@ def test_few_prompts_of_each_benchmark(tiny, monkeypatch):
         def but(self, **_):
             return self
 
-        def sample(self, prompts, k, step):
+        def sample(self, requests, step):
             from cegppo.types import Rollout
 
-            return [Rollout(p, i, (1,), (0.0,), "stop", f"{p.id} {i}") for p in prompts for i in range(k)]
+            return [Rollout(r.prompt, r.index, (1,), (0.0,), "stop", f"{r.prompt.id} {r.index}") for r in requests]
 
     from cegppo.types import Prompt
 
