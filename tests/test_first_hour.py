@@ -1,10 +1,16 @@
 """What a new user met in the first hour and no longer meets; numbered as they were found."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import evolution, health
+from analysis import evolution, health, tables
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("steps, width", [(1, 1), (2, 1), (5, 2), (9, 4), (10, 5), (60, 5)])
@@ -14,3 +20,21 @@ def test_01_the_first_and_the_last_steps_do_not_overlap(steps, width):
     start, end = (ends.item() for ends in evolution.ends(runs, "entropy/mean"))
     assert start == values[:width].mean() and end == values[-width:].mean()
     assert health._ends(runs, "entropy/mean") == (start, end) and evolution.window_of(runs) == width
+
+
+def test_03_latex_is_ascii():
+    for path in sorted((ROOT / "results" / "figures").glob("*.tex")):
+        assert path.read_text().isascii(), path.name
+    assert tables.tex("β₁ = 0.5 → 10⁻³ × é_x") == r"$\beta$$_{1}$ = 0.5 $\to$ 10$^{-3}$ $\times$ e\_x"
+    assert tables.tex("a😀") == "a[U+1F600]"
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not here")
+def test_03_latex_compiles(tmp_path):
+    every = "\n".join(path.read_text() for path in sorted((ROOT / "results" / "figures").glob("*.tex")))
+    names = tables.tex("β₁ = 0.5 → 10⁻³ × é_x & 50 % {a} $b$ \\c # ~ ^ < > | “q” ±0.1 a😀")
+    text = "\\documentclass{article}\\usepackage{graphicx}\\begin{document}" + every + names + "\\end{document}"
+    (tmp_path / "all.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
