@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 
 from analysis import evolution, health, tables
+from cegppo.config import Config, Source
+from cegppo.config.schema import Data
+from cegppo.screen import score, who_grades
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +41,16 @@ def test_03_latex_compiles(tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+
+
+def test_05_a_reward_of_ones_own_is_shown_and_is_no_failed_grade():
+    m = {"reward/mean": 0.5123, "accuracy/mean": 0.0}
+    config = lambda reward, verifier: Config(reward=reward, data=Data(train=[Source(verifier=verifier)]))
+    assert score(config("task", "answer"), m) == "acc 0.000"
+    assert score(config("mine.py:f", "answer"), m) == "reward 0.512  acc 0.000"
+    assert score(config("mine.py:f", "none"), m) == "reward 0.512"
+    assert who_grades(config("mine.py:f", "answer")) == "reward by mine.py:f; accuracy by the final answer"
+    metrics = pd.DataFrame({"step": range(1, 11), "verdict/truncated": 0.9})
+    notes = {reward: next(health._verdicts(metrics, {"reward": reward})) for reward in ("task", "mine.py:f")}
+    assert notes["task"].level == "bad" and "graded as failed" in notes["task"].why
+    assert notes["mine.py:f"].level == "look" and "graded as failed" not in notes["mine.py:f"].why
