@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from analysis import evolution, health, tables
-from cegppo.config import Config, Source
+from cegppo.config import Config, Source, load
 from cegppo.config.schema import Data
+from cegppo.record.run import weight
 from cegppo.screen import score, who_grades
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,3 +55,19 @@ def test_05_a_reward_of_ones_own_is_shown_and_is_no_failed_grade():
     notes = {reward: next(health._verdicts(metrics, {"reward": reward})) for reward in ("task", "mine.py:f")}
     assert notes["task"].level == "bad" and "graded as failed" in notes["task"].why
     assert notes["mine.py:f"].level == "look" and "graded as failed" not in notes["mine.py:f"].why
+
+
+def test_02_a_dry_run_has_a_folder_of_its_own_and_a_refusal_names_what_matters_first(tmp_path):
+    path = ROOT / "experiments" / "paper" / "1.5b_text.yaml"
+    arm = lambda *words: load(path, list(words))[0].arm
+    assert arm("method=cegppo", "model=testbed", "steps=2") == "cegppo,model=testbed" != arm("method=cegppo")
+    keys = ["data.chat_template", "loss.beta1", "model.path", "eval.size", "update.lr"]
+    assert sorted(keys, key=weight) == ["model.path", "loss.beta1", "update.lr", "data.chat_template", "eval.size"]
+
+
+def test_06_a_folder_is_readable_and_safe_in_a_shell(tiny):
+    schedule = "loss.beta1=[[0, 1.0], [2, 0.0, linear]]"
+    arm = lambda *words: load(tiny, list(words))[0].arm
+    assert arm("method=cegppo", schedule, "eval.size=8", "eval_every=1") == "cegppo,loss.beta1=1.0-0.0@2lin"
+    name = arm("method=grpo", "data.suffix= Think $HOME 'twice'.", "data.final_answer=last_line")
+    assert name == "grpo,data.final_answer=last_line,data.suffix=Think_HOME_twice_."
