@@ -121,8 +121,8 @@ def tex(text: str) -> str:
     """`text` as LaTeX in ASCII, which every engine takes: a sign that LaTeX has is written by its
     name, a letter with an accent without it, and any other by its code."""
     text = text.translate(SPECIAL)
-    for signs, mark in ((RAISED, "^"), (LOWERED, "_")):
-        text = signs.sub(lambda found, mark=mark: f"${mark}{{{_ascii(found[0])}}}$", text)
+    text = RAISED.sub(lambda found: f"$^{{{_ascii(found[0])}}}$", text)
+    text = LOWERED.sub(lambda found: f"$_{{{_ascii(found[0])}}}$", text)
     return "".join(c if c.isascii() else _ascii(c) or f"[U+{ord(c):04X}]" for c in text)
 
 

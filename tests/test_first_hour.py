@@ -3,16 +3,22 @@
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from analysis import evolution, health, tables
 from cegppo.config import Config, Source, load
 from cegppo.config.schema import Data
+from cegppo.model import hub
+from cegppo.model.policy import Policy
 from cegppo.record.run import weight
 from cegppo.screen import score, who_grades
+from cegppo.types import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,3 +77,28 @@ def test_06_a_folder_is_readable_and_safe_in_a_shell(tiny):
     assert arm("method=cegppo", schedule, "eval.size=8", "eval_every=1") == "cegppo,loss.beta1=1.0-0.0@2lin"
     name = arm("method=grpo", "data.suffix= Think $HOME 'twice'.", "data.final_answer=last_line")
     assert name == "grpo,data.final_answer=last_line,data.suffix=Think_HOME_twice_."
+
+
+@pytest.mark.parametrize(
+    "error, part",
+    [
+        (ConnectionError("Name or service not known"), "the hub cannot be asked (Name or service not known)"),
+        (RepositoryNotFoundError("404", response=MagicMock()), "no such model on the hub"),
+    ],
+)
+def test_08_a_misspelt_model_is_one_question(monkeypatch, capsys, error, part):
+    asked = []
+
+    def refuse(path, timeout):
+        asked.append(timeout)
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "model_info", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(BadInput, match="model.path=owner/mdel: no such folder, and ") as found:
+        Policy.load("owner/mdel")
+    assert part in str(found.value) and asked == [hub.SECONDS]
+    assert "asking the Hugging Face hub" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="model.path=results/testbed/x: no such folder"):
+        Policy.load("results/testbed/x")
+    assert len(asked) == 1
