@@ -2,6 +2,7 @@
 instrument, however that trainer cuts them up."""
 
 import dataclasses
+from dataclasses import fields
 
 import hypothesis
 import pytest
@@ -172,7 +173,8 @@ def test_a_wrong_name_or_value_is_one_clear_line(name, knobs, says):
 
 FIELDS = (
     "logprob_BT", "old_logprob_BT", "advantage_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT", "old_entropy_BT",
-    "proxy_logprob_BT", "uniform_BT",
+    "proxy_logprob_BT", "uniform_BT", "sampler_logprob_BT", "behaviour_logprob_BT", "ref_logprob_BT", "old_value_BT",
+    "return_BT",
 )  # fmt: skip
 JUNK = (float("nan"), float("inf"), -float("inf"), 1e300)
 
@@ -193,6 +195,10 @@ def _handed_over(name: str, junk_of: dict[str, float]) -> tuple[torch.Tensor, to
         token_mean(x.mask_BT, float(x.mask_BT.sum())), factor_BT,
     )  # fmt: skip
     return served.loss, torch.autograd.grad(served.loss, leaf)[0], served.facts
+
+
+def test_every_field_of_tokens_is_tried():
+    assert set(FIELDS) == {f.name for f in fields(TokenBatch) if f.name.endswith("_BT")} - {"mask_BT"}
 
 
 @pytest.mark.parametrize("name", losses.names())

@@ -1,0 +1,109 @@
+"""An architecture in miniature against its own `model(...).logits`: what is found for one of them."""
+
+import copy
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cegppo.model import bins
+from cegppo.model.attention import packs
+from cegppo.model.policy import Policy
+from cegppo.rollout import Sampling
+from cegppo.rollout.hf import HFSampler
+from cegppo.types import BadInput, Prompt, Rollout, TokenBatch, requests
+
+from .architectures import model_of, save
+
+NOT_MADE = "not made in miniature"
+CACHES = dict(Slices="slices", Own="the model's", Fixed="the model's, rows stay", Whole="none")
+
+
+@dataclass
+class Found:
+    """What became of an architecture: the policies of its layouts, or why there are none."""
+
+    policies: dict[str, Policy]
+    refused: str = ""
+
+    def line(self, kind: str) -> str:
+        """Its line of the table in docs/models.md."""
+        if self.refused:
+            return f"| `{kind}` | {self.refused} | | | |"
+        taken = lambda layout: "yes" if layout in self.policies else "no"
+        cache = CACHES[self.policies["padded"].cache.__name__]
+        return f"| `{kind}` | taken | {cache} | {taken('binned')} | {taken('packed')} |"
+
+
+def find(kind: str, folder: Path) -> Found:
+    """Make `kind`, and load it in every layout that it takes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = model_of(kind)
+    except Exception as error:  # each configuration fails in its own way
+        return Found({}, f"{NOT_MADE} ({type(error).__name__})")
+    try:
+        padded = Policy.load(save(model, folder), "cpu", packing="never")
+    except BadInput as error:
+        return Found({}, reason(str(error)))
+    made = {"padded": padded}
+    if bins.taken(padded.model):
+        made["binned"] = copy.copy(padded)
+        made["binned"].in_bins = True
+    if packs(padded.model, bfloat16=False):
+        made["packed"] = copy.copy(padded)
+        made["packed"].packing = True
+    return Found(made)
+
+
+def reason(message: str) -> str:
+    """What a refusal says after the model's path and class."""
+    return message.split(": ", 1)[1].split(" ", 1)[1].replace("cannot be trained: ", "")
+
+
+def sampled(policy: Policy, temperature: float) -> list[Rollout]:
+    """Two answers each to prompts of unlike length, sampled at `temperature`."""
+    rng = np.random.default_rng(0)
+    prompts = [Prompt(f"p/{n}", "p", "", tuple(rng.integers(4, 90, n).tolist()), "") for n in (3, 4, 9)]
+    policy.temperature = temperature
+    rules = Sampling(0, max_tokens=14, temperature=temperature, statistics=True)
+    return HFSampler(policy, rules).sample(requests(prompts, 2), 0)
+
+
+def right(model: torch.nn.Module, r: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """([T] log-probabilities, [T] entropies) of response `r` by the model's own logits, alone."""
+    token_1S = torch.tensor([[*r.prompt.token_ids, *r.token_ids]])
+    logits_SV = model(input_ids=token_1S, use_cache=False).logits[0].float() / temperature
+    logp_TV = logits_SV.log_softmax(-1)[len(r.prompt.token_ids) - 1 : -1]
+    own_T = logp_TV.gather(1, torch.tensor(r.token_ids)[:, None])[:, 0]
+    return own_T, -(logp_TV.exp() * logp_TV).sum(-1)
+
+
+def batch(policy: Policy, rollouts: list[Rollout]) -> TokenBatch:
+    zero = np.zeros(len(rollouts))
+    return policy.collate(rollouts, np.linspace(-1, 1.5, len(rollouts)), zero, zero)
+
+
+def gradient(policy: Policy, loss: Tensor) -> Tensor:
+    """All of the trained parameters' gradients in one line, 0 where there is none."""
+    trained = policy.trained()
+    made = torch.autograd.grad(loss, trained, allow_unused=True)
+    return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(trained, made)])
+
+
+def gradient_of(policy: Policy, x: TokenBatch) -> Tensor:
+    """That of Σ advantage · log π over the policy's passes."""
+    total = torch.tensor(0.0)
+    for _, micro in policy.micro_batches(x):
+        total = total + (policy.statistics(micro).logprob_N * micro.advantage_BT[micro.mask_BT.bool()]).sum()
+    return gradient(policy, total)
+
+
+def right_gradient(policy: Policy, rollouts: list[Rollout], temperature: float) -> Tensor:
+    advantages = np.linspace(-1, 1.5, len(rollouts)).astype(np.float32)
+    made = [float(a) * right(policy.model, r, temperature)[0].sum() for a, r in zip(advantages, rollouts)]
+    return gradient(policy, torch.stack(made).sum())
