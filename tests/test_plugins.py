@@ -145,6 +145,21 @@ def test_what_a_trainer_does_not_give_is_left_out_and_nothing_else():
     assert {k.split("/")[0] for k in of_some} == {"tokens", "clip", "kl", "ratio"}
 
 
+def test_a_line_whose_completions_are_all_cut_and_masked_has_no_metrics_of_tokens():
+    """As a trainer that masks truncated completions hands it over: a loss of 0, and no KeyError."""
+    x = as_given(measured().but(mask_BT=torch.zeros_like(measured().mask_BT)))
+    served = serve(load("there", "cegppo", {}), x, token_mean(x.mask_BT, 1.0))
+    tally = Tally()
+    tally.add_tokens(x, served.weights, served.scale_BT)
+    assert served.loss == 0 and tally.settled().metrics(1) == {} and "tokens" not in tally.sums
+    whole = as_given(measured())
+    served = serve(load("there", "cegppo", {}), whole, token_mean(whole.mask_BT, 1.0))
+    alone = Tally()
+    for each in (tally, alone):
+        each.add_tokens(whole, served.weights, served.scale_BT)
+    assert tally.settled().metrics(1) == alone.settled().metrics(1)
+
+
 def test_advantages_may_be_one_a_row_and_half_precision_is_widened():
     logprob_BT = torch.full((2, 3), -1.0, dtype=torch.bfloat16, requires_grad=True)
     x = token_batch(logprob_BT, logprob_BT, torch.tensor([1.0, -2.0]), torch.ones(2, 3, dtype=torch.bool))

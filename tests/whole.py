@@ -1,6 +1,7 @@
 """An architecture in miniature against its own `model(...).logits`: what is found for one of them."""
 
 import copy
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,25 @@ from torch import Tensor
 
 from cegppo.model import bins
 from cegppo.model.attention import packs
+from cegppo.model.head import Scaling as Scaling
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
 from cegppo.types import BadInput, Prompt, Rollout, TokenBatch, requests
 
-from .architectures import model_of, save
+from .architectures import KINDS, model_of, save
 
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+HEAD = """# Models
+
+Every causal architecture of the transformers release that this project is tested with, tried in miniature by
+`tests/test_architectures.py`, which keeps this table (`python -m tests.whole` writes it). *Taken*: sampler and trainer
+agree with the model's own logits to 1e-4 nats, at two temperatures, and in the gradient of an update. *Cache*: what is
+kept between two sampled tokens (rollout/hf.py). *Bins*, *packed*: whether answers may share a row on a CPU, and on a
+GPU (docs/memory.md); elsewhere they are padded. Anything else is refused with this reason, before anything is trained.
+
+| architecture | | cache | bins | packed |
+|---|---|---|---|---|"""
 NOT_MADE = "not made in miniature"
 CACHES = dict(Slices="slices", Own="the model's", Fixed="the model's, rows stay", Whole="none")
 
@@ -83,9 +96,13 @@ def right(model: torch.nn.Module, r: Rollout, temperature: float) -> tuple[Tenso
     return own_T, -(logp_TV.exp() * logp_TV).sum(-1)
 
 
+def advantages(count: int) -> np.ndarray:
+    return np.linspace(-1, 1.5, count).astype(np.float32)
+
+
 def batch(policy: Policy, rollouts: list[Rollout]) -> TokenBatch:
     zero = np.zeros(len(rollouts))
-    return policy.collate(rollouts, np.linspace(-1, 1.5, len(rollouts)), zero, zero)
+    return policy.collate(rollouts, advantages(len(rollouts)), zero, zero)
 
 
 def gradient(policy: Policy, loss: Tensor) -> Tensor:
@@ -103,7 +120,45 @@ def gradient_of(policy: Policy, x: TokenBatch) -> Tensor:
     return gradient(policy, total)
 
 
-def right_gradient(policy: Policy, rollouts: list[Rollout], temperature: float) -> Tensor:
-    advantages = np.linspace(-1, 1.5, len(rollouts)).astype(np.float32)
-    made = [float(a) * right(policy.model, r, temperature)[0].sum() for a, r in zip(advantages, rollouts)]
-    return gradient(policy, torch.stack(made).sum())
+def errors(found: Found, temperature: float) -> dict[str, float]:
+    """How far the sampler and each layout of the trainer are from the model's own logits: the
+    largest in nats over log-probabilities and entropies, and of the gradient's norm."""
+    padded = found.policies["padded"]
+    rollouts = sampled(padded, temperature)
+    known = [right(padded.model, r, temperature) for r in rollouts]
+    weights = advantages(len(rollouts))
+    exact = gradient(padded, sum(float(a) * own_T.sum() for a, (own_T, _) in zip(weights, known)))
+    apart = lambda said, own: float((torch.as_tensor(said) - own.detach()).abs().max())
+    made = {}
+    for r, (own_T, entropy_T) in zip(rollouts, known):
+        entropies = [statistics[0] for statistics in r.statistics]
+        made["sampler"] = max(made.get("sampler", 0.0), apart(r.logprobs, own_T), apart(entropies, entropy_T))
+    for layout, policy in found.policies.items():
+        policy.temperature = temperature
+        x = batch(policy, rollouts)
+        said = policy.evaluate(x)
+        made[layout] = max(
+            max(apart(said["logprob_BT"][b, : len(own_T)], own_T), apart(said["entropy_BT"][b, : len(own_T)], H_T))
+            for b, (own_T, H_T) in enumerate(known)
+        )
+        made[f"{layout} gradient"] = float((gradient_of(policy, x) - exact).norm() / exact.norm())
+    return made
+
+
+def written() -> dict[str, str]:
+    """The table of docs/models.md, by architecture."""
+    lines = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+
+
+def main() -> None:
+    """Write docs/models.md anew."""
+    lines = []
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            lines.append(find(kind, Path(folder)).line(kind))
+    TABLE.write_text("\n".join([HEAD, *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()
