@@ -75,7 +75,8 @@ def find(kind: str, folder: Path) -> Found:
 
 def reason(message: str) -> str:
     """What a refusal says after the model's path and class."""
-    return message.split(": ", 1)[1].split(" ", 1)[1].replace("cannot be trained: ", "")
+    said = message.split(": ", 1)[1].split(" ", 1)[1].replace("cannot be trained: ", "")
+    return said.split(" (logit_scale")[0].replace("|", "/")  # the keys that are known stand in model/traits.py
 
 
 def sampled(policy: Policy, temperature: float) -> list[Rollout]:
