@@ -63,7 +63,7 @@ def test_a_model_that_packs(folder):
 
 
 def test_a_model_whose_causal_mask_bounds_a_row(folder):
-    """GPT-Neo keeps it as a buffer: answers in a bin, or packed, are longer than any one of them."""
+    """GPT-Neo keeps it as a buffer: answers in a bin, or packed, are longer than any one."""
     policy = Policy.load(folder("gpt_neo"), "cpu", packing="auto")
     assert not policy.in_bins and Policy.load(folder("gpt2"), "cpu", packing="auto").in_bins
     with pytest.raises(BadInput, match="does not keep packed answers apart"):

@@ -1,4 +1,4 @@
-"""An architecture in miniature against its own `model(...).logits`: what is found for one of them."""
+"""An architecture in miniature against its own `model(...).logits`: what is found for it."""
 
 import copy
 import tempfile
