@@ -131,11 +131,13 @@ def _verdicts(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]
     sources = settings.get("data", {}).get("train") or [{}]
     if all(source.get("verifier") == "none" for source in sources):
         return  # nobody says what is right, so that no answer can lack what is graded
+    own = settings.get("reward", "task") != "task"
+    counts = "accuracy counts them as failed, the reward need not" if own else "graded as failed"
     said = {
         "truncated": (
             "truncated answers",
             TRUNCATED,
-            "cut at rollout.max_tokens before a final answer: graded as failed",
+            f"cut at rollout.max_tokens before a final answer: {counts}",
         ),
         "no_answer": ("answers without an answer", UNANSWERED, "nothing there to grade"),
         "grader_error": ("grader failed", 0.0, "what was not graded counts as not right, and is noise in the reward"),
@@ -146,7 +148,7 @@ def _verdicts(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]
             continue
         end = float(metrics[key].max()) if name == "grader_error" else _ends(metrics, key)[1]
         over = "worst step" if name == "grader_error" else "mean of the last steps"
-        level = "fine" if end <= most else "bad" if end > 4 * TRUNCATED and name == "truncated" else "look"
+        level = "fine" if end <= most else "bad" if end > 4 * TRUNCATED and name == "truncated" and not own else "look"
         yield Note(level, what, f"{end:.1%} of what was sampled ({over})", why, key)
 
 

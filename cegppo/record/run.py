@@ -53,6 +53,14 @@ def refuse_links(folder: Path) -> None:
         raise BadInput(f"{linked[0]}: is a link, and nothing is written through one; put the folder itself there")
 
 
+FIRST = ("model.path", "method", "seed", "loss.", "update.", "reward", "data.train")
+
+
+def weight(key: str) -> tuple[int, str]:
+    """For sorting: what tells two runs apart first, then the alphabet."""
+    return next((n for n, name in enumerate(FIRST) if key.startswith(name)), len(FIRST)), key
+
+
 def refuse_other_run(folder: Path, config: Config) -> None:
     """Raises BadInput when `folder` holds records of a run of another configuration, or records
     that nothing can continue.
@@ -65,7 +73,7 @@ def refuse_other_run(folder: Path, config: Config) -> None:
         return
     recorded = read_config(folder)
     before, now = recorded.identity(), config.identity()
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    changed = [k for k in sorted(before.keys() | now.keys(), key=weight) if before.get(k) != now.get(k)]
     if changed:
         was = f"{changed[0]} was {before.get(changed[0])!r}, is now {now.get(changed[0])!r}"
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
