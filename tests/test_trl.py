@@ -166,6 +166,16 @@ def test_evaluation_and_one_update_a_rollout(tiny_model, tmp_path):
     assert "eval_clip_ratio/low_mean" in found and "eval_clip/low" not in found
 
 
+def test_a_line_whose_completions_are_all_cut_and_masked(tiny_model, tmp_path):
+    """There is no token to measure, and the training goes on as TRL's own does."""
+    t = trainer(
+        tiny_model, tmp_path, max_completion_length=1, mask_truncated_completions=True, max_steps=4, logging_steps=1
+    )
+    t.train()
+    lines = [row for row in t.state.log_history if "loss" in row]
+    assert len(lines) == 4 and any("clip/low" not in row for row in lines)
+
+
 def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_path, batch):
     """Granite's division of the logits, which TRL's head knows of."""
     scaled = tmp_path / "scaled"
