@@ -154,6 +154,42 @@ def test_the_updates_of_a_rollout_end_where_ours_do(tiny_model, tmp_path):
     assert metrics["clip/low"] > 0 < metrics["clip/high"]
 
 
+@pytest.mark.parametrize("loss_type", AGGREGATES)
+def test_masked_completions_leave_what_trl_logs(tiny_model, tmp_path, loss_type):
+    """Every completion is cut at two tokens and masked: no token trains, and no line fails."""
+    masked = dict(mask_truncated_completions=True, max_completion_length=2, loss_type=loss_type, logging_steps=1)
+    masked |= dict(generation_kwargs={"min_new_tokens": 2})
+    logs = {}
+    for kind, more in ((GRPOTrainer, {}), (CEGPPOTrainer, {"loss": "ppo_clip"}), (CEGPPOTrainer, {"loss": "gspo"})):
+        t = trainer(tiny_model, tmp_path, kind, max_steps=2, **masked, **more)
+        before = [p.detach().clone() for p in t.model.parameters()]
+        t.train()
+        close(list(t.model.parameters()), before, 0)
+        logs[more.get("loss")] = t.state.log_history[:-1]
+    timed = ("step_time",)
+    plain = [[{k: v for k, v in row.items() if k not in timed} for row in rows] for rows in logs.values()]
+    assert len(plain[0]) == 2 and plain[0] == plain[1] == plain[2]
+    assert plain[0][0]["completions/clipped_ratio"] == 1 and plain[0][0]["loss"] == 0
+
+
+@pytest.mark.parametrize("loss_type", AGGREGATES)
+def test_tokens_of_tools_count_for_nothing(tiny_model, tmp_path, batch, loss_type):
+    """TRL's `tool_mask` is 0 where a tool answered: the loss and its gradient are TRL's own, and no
+    metric counts those tokens, whatever stands there."""
+    tool_mask = torch.ones_like(batch["completion_mask"])
+    tool_mask[:, 2:4] = 0
+    called = batch | {"tool_mask": tool_mask, "num_items_in_batch": (batch["completion_mask"] * tool_mask).sum()}
+    expected = loss_and_gradient(trainer(tiny_model, tmp_path, GRPOTrainer, loss_type=loss_type), [called])
+    t = trainer(tiny_model, tmp_path, loss="ppo_clip", loss_type=loss_type)
+    found = loss_and_gradient(t, [called])
+    close(found[0], expected[0], 1e-6)
+    close(found[1], expected[1], 1e-6)
+    metrics, other = t._token_metrics(), called["old_per_token_logps"].clone()
+    other[:, 2:4] = -50.0
+    loss_and_gradient(t, [called | {"old_per_token_logps": other}])
+    assert t._token_metrics() == pytest.approx(metrics) and metrics["clip/low"] > 0
+
+
 def test_evaluation_and_one_update_a_rollout(tiny_model, tmp_path):
     with pytest.warns(UserWarning, match="one update a rollout: the ratio is 1"):
         t = trainer(tiny_model, tmp_path, steps_per_generation=1, max_steps=2, logging_steps=1)

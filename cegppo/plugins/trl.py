@@ -346,7 +346,7 @@ class CEGPPOTrainer(GRPOTrainer):
         number is left out."""
         tally = Tally.merged(gather_object([self.tally.settled()]))
         self.tally = Tally()
-        if "tokens" not in tally.sums:
+        if not tally.sums.get("tokens", torch.zeros(1)).sum():  # none since then, or all of them masked
             return {}
         updates, tokens = round(float(tally.sums["updates"])), float(tally.sums["tokens"].sum())
         made = tally.metrics(updates)

@@ -199,8 +199,16 @@ def _in_bases(answer: str, reference: str) -> bool | None:
     return given == wanted if read[1] is not None else given[0] == wanted[0]
 
 
+_PRIME = r"\s*(?:'+|\^\s*\{?\s*(?:\\prime\s*|')+\}?)"  # math-verify drops it: x' would be x
+
+
 def readable(text: str) -> str | None:
     """Clean `text` as math-verify reads it whole; None where a part of it would be dropped."""
+    text = re.sub(
+        rf"(?<![A-Za-z\\])([A-Za-z])({_PRIME})", lambda m: f"{m[1]}_{{p{m[2].count(chr(39)) + m[2].count('prime')}}}", text
+    )
+    if re.search(r"[A-Za-z)}\]]" + _PRIME, text):
+        return None
     text = EXPONENT.sub(r"\1\\times 10^{\2}", text)
     text = REPEATING.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*repeating(*m.groups()).as_integer_ratio()), text)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
@@ -213,7 +221,7 @@ def readable(text: str) -> str | None:
         if (read := _based(found)) is None:
             return None
         text = text[: found.start()] + str(read[0]) + text[found.end() :]
-    if re.search(r"\d\s+\d|\d\s*_", text):  # math-verify adds the one and drops the other
+    if re.search(r"(?<!_)\d\s+\d|\d\s*_", text):  # math-verify adds the one and drops the other
         return None
     if re.search(r"[(\[{]", text) and "," in text and ", " not in text:  # a list, not digits in groups
         text = text.replace(",", ", ")
@@ -234,6 +242,8 @@ def compare(answer: str, reference: str) -> bool | Pair | None:
     one, other = number(given), number(wanted)
     if one is not None and other is not None:
         return close(one, other)
+    if matches(_TEXT.sub(r"\1", given), _TEXT.sub(r"\1", wanted)):
+        return True
     said, meant = words(given), words(wanted)
     if said is not None and meant is not None:
         return _same_words(said, meant)
