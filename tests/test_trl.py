@@ -71,6 +71,7 @@ OPTIONS = [
     {"beta": 0.1},
     {"beta": 0.1, "use_bias_correction_kl": False},
     {"entropy_coef": 0.05},
+    {"use_adaptive_entropy": True, "entropy_coef": 0.02, "entropy_target": 9.0},
     {"top_entropy_quantile": 0.4},
     {"off_policy_mask_threshold": 0.01},
     {"epsilon": 0.1},
@@ -94,6 +95,22 @@ def test_ppo_clip_is_trls_own_loss(tiny_model, tmp_path, batch, loss_type, optio
     for key, values in theirs._metrics["train"].items():
         # TRL takes a ratio above delta for delta before it looks where the ratio is.
         assert mine._metrics["train"][key] == pytest.approx(values, abs=1e-6), key
+
+
+@pytest.mark.parametrize("target", [0.1, 9.0])
+def test_an_adaptive_entropy_bonus_is_trls(tiny_model, tmp_path, batch, target):
+    """Its coefficient moves after an update, and acts from the next one on."""
+    parts = [rows(batch, 0, 3), rows(batch, 3, ROWS)]
+    adaptive = dict(use_adaptive_entropy=True, entropy_coef=0.05, entropy_coef_delta=0.03, entropy_target=target)
+    pair = [(GRPOTrainer, {}), (CEGPPOTrainer, {"loss": "ppo_clip"})]
+    theirs, mine = (trainer(tiny_model, tmp_path, kind, **adaptive, **more) for kind, more in pair)
+    for _ in range(3):
+        (expected, expected_gradient), (loss, gradient) = (loss_and_gradient(t, parts) for t in (theirs, mine))
+        close(loss, expected, 1e-6)
+        close(gradient, expected_gradient, 1e-6)
+    coefficients = mine._metrics["train"]["entropy_coef"]
+    assert coefficients == theirs._metrics["train"]["entropy_coef"]
+    assert coefficients == pytest.approx([0.08, 0.11, 0.14] if target == 9.0 else [0.02, 0.0, 0.0])
 
 
 def test_without_beta_the_gradient_is_trls(tiny_model, tmp_path, batch):
@@ -232,7 +249,6 @@ def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_pa
         ({"loss_type": "sapo"}, "CEGPPOConfig: loss_type says here how token losses are aggregated"),
         ({"importance_sampling_level": "sequence"}, "CEGPPOConfig: importance_sampling_level is 'token' here"),
         ({"delta": 1.1}, "CEGPPOConfig: delta must be above the clip's upper bound, 1.2, not 1.1"),
-        ({"use_adaptive_entropy": True}, "CEGPPOConfig: use_adaptive_entropy is not here"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(given, says):

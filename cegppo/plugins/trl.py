@@ -8,9 +8,9 @@ rewards, advantages, the optimizer and saving stay TRL's. Out: TRL's log, and in
 metrics of docs/metrics.md by their names.
 
 `loss_type` says how token losses are aggregated: dapo, bnpo, grpo or dr_grpo. The KL penalty, the
-two-sided clip (`delta`), the entropy bonus, the masks of high entropy and of off-policy sequences
-and the correction for vLLM do what they do in TRL. Refused, each with its reason: TRL's adaptive
-entropy bonus, losses over the whole mini-batch, and losses that need what TRL does not keep.
+two-sided clip (`delta`), the entropy bonus (adaptive too), the masks of high entropy and of
+off-policy sequences and the correction for vLLM do what they do in TRL. Refused, each with its
+reason: losses over the whole mini-batch, and losses that need what TRL does not keep.
 """
 
 import inspect
@@ -92,8 +92,6 @@ class CEGPPOConfig(Knobs, GRPOConfig):
             raise BadInput(
                 "CEGPPOConfig: importance_sampling_level is 'token' here; one ratio a response is loss='gspo'"
             )
-        if self.use_adaptive_entropy:
-            raise BadInput("CEGPPOConfig: use_adaptive_entropy is not here; entropy_coef is")
 
     @property
     def updates_per_rollout(self) -> int:
@@ -212,19 +210,40 @@ class CEGPPOTrainer(GRPOTrainer):
             loss = loss + self.beta * (torch.where(plain_BT != 0, kl_BT, 0.0) * plain_BT).sum()
             self._note("kl", self._mean(kl_BT.detach(), mask))
         accumulation = self.current_gradient_accumulation_steps if train else 1
-        if self._entropy_bonus_enabled:  # the mean over its tokens, whatever loss_type says
+        if self._entropy_bonus_enabled:
             acts = mask if kept_BT is None else mask * kept_BT
             whole = loss.detach() * (accumulation if AGGREGATES[self.loss_type] else 1)
             self._note("policy_loss", self.accelerator.gather(whole).nanmean().item())
-            loss = loss - self.entropy_coef * (entropies * acts).sum() / acts.sum().clamp(min=1.0) / accumulation
-            if train and self.accelerator.sync_gradients:
-                self._note("entropy_coef", self.entropy_coef)
+            loss = loss - self._entropy_bonus(entropies, acts, train) / accumulation
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
             self._note("aux_loss", self.accelerator.gather_for_metrics(aux_loss).mean().item())
         self._note("entropy", self._mean(entropies.detach(), mask))
         self._measure(x, served, hidden, inputs, train)
         return loss
+
+    def _entropy_bonus(self, entropies: Tensor, acts: Tensor, train: bool) -> Tensor:
+        """The coefficient times the mean entropy of the tokens that `acts` is 1 for, whatever
+        loss_type says. An adaptive coefficient is TRL's (Skywork-OR1, arXiv 2505.22312): it moves
+        after an update, and acts where the update before found the entropy at its target or below.
+        """
+        off = self.use_adaptive_entropy and self._last_world_entropy > self.args.entropy_target
+        bonus = (0.0 if off else self.entropy_coef) * (entropies * acts).sum() / acts.sum().clamp(min=1.0)
+        if train and self.use_adaptive_entropy:
+            sums = torch.stack([(entropies * acts).sum(), acts.sum()]).detach()
+            self._entropy_window_stats = sums + (
+                0 if self._entropy_window_stats is None else self._entropy_window_stats
+            )
+        if train and self.accelerator.sync_gradients:
+            if self.use_adaptive_entropy:
+                total, tokens = self.accelerator.reduce(self._entropy_window_stats, reduction="sum")
+                self._last_world_entropy = (total / tokens.clamp(min=1.0)).item()
+                up = 1 if self._last_world_entropy <= self.args.entropy_target else -1
+                moved = self.entropy_coef + up * self.args.entropy_coef_delta
+                self.entropy_coef = min(max(moved, self.args.entropy_coef_min), self.args.entropy_coef_max)
+                self._entropy_window_stats = None
+            self._note("entropy_coef", self.entropy_coef)
+        return bonus
 
     def _batch(self, logps: Tensor, entropies: Tensor, mask: Tensor, inputs: dict[str, Any]) -> TokenBatch:
         """TRL's tensors under our names. Where TRL keeps no old ones, this is the first update."""
