@@ -32,6 +32,8 @@ class Regime:
     accuracy: dict[str, Triple]  # difference, by arm
     start: float  # GRPO's entropy, nats
     end: float
+    clipped: dict[str, float]  # GRPO's shares of tokens clipped "low" and "high", over the run
+    true_reward: bool  # no coin in it
 
     def says(self) -> str:
         """What β does here, in words that the intervals allow."""
@@ -70,6 +72,8 @@ def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
         {arm: stats.mean_over_seeds(stats.paired(score[arm], score[REFERENCE])) for arm in known[1:]},
         float(start.mean()),
         float(end.mean()),
+        {side: float(of[REFERENCE][f"clip/{side}"].mean()) for side in ("low", "high")},
+        load.setting(load.run_folders(root / name)[0], "reward_signal") == 1,
     )
 
 
@@ -89,7 +93,7 @@ def draw(results: Path) -> None:
         ";\nforetold: from GRPO's runs alone, first order; regimes in that order, the largest rise on top; grey band:"
         f" ±{lever.MATTERS} nats",
     )
-    print("\n".join(lines(regimes)))
+    print(cells(regimes).to_string(index=False), "", agreements(regimes).to_string(index=False), sep="\n")
     print(f"figure: {style.save(figure, results, 'map')}")
 
 
@@ -174,63 +178,47 @@ def against(axis: plt.Axes, regimes: list[Regime]) -> None:
         put(ticks, [f"{t:g}" for t in ticks], fontsize=7.5)
         put([], minor=True)
     axis.set(xlim=limits, ylim=limits, xlabel="foretold, nats", ylabel="measured, nats")
-    r = agreement(regimes, (MAIN,))["correlation"]
-    axis.set_title(f"Foretold and measured; (0.5, 1): r = {r:.2f}")
+    of = points(regimes, MAIN)
+    axis.set_title(f"Foretold and measured; (0.5, 1): ρ = {correlations(of['lever'], of['measured']).split()[0]}")
 
 
-def agreement(regimes: list[Regime], arms: tuple[str, ...]) -> dict[str, float]:
-    """How the foretold differences of `arms` agree with the measured ones, over regimes: Pearson's
-    r with a 95 % interval (regimes drawn with replacement, whole), Spearman's ρ, the slope of
-    measured on foretold, how many differences exclude 0, how many of these have the foretold
-    sign."""
-    points = pd.DataFrame(
-        [
-            {"regime": n, "x": row.predicted[0], "y": row.measured[0], "side": stats.side(*row.measured[1:])}
-            for n, regime in enumerate(regimes)
-            for arm, row in regime.arms.items()
-            if arm in arms
-        ]
+def points(regimes: list[Regime], arm: str) -> pd.DataFrame:
+    """A row per regime that has `arm`: its measured difference, and the two things that foretell
+    it, the lever and the plain share of tokens that GRPO clips on the side that the arm opens."""
+    side, sign = ("low", -1) if arm == "low" else ("high", 1)
+    rows = [(regime, regime.arms[arm]) for regime in regimes if arm in regime.arms]
+    return pd.DataFrame(
+        {
+            "lever": [row.predicted[0] for _, row in rows],
+            "clip share": [sign * regime.clipped[side] for regime, _ in rows],
+            "measured": [row.measured[0] for _, row in rows],
+            "side": [stats.side(*row.measured[1:]) for _, row in rows],
+            "true_reward": [regime.true_reward for regime, _ in rows],
+        }
     )
-    decided = points[points["side"] != "undecided"]
-    rng, groups = np.random.default_rng(0), [rows for _, rows in points.groupby("regime")]
-    drawn = []
-    for _ in range(2000):
-        rows = pd.concat([groups[n] for n in rng.integers(0, len(groups), len(groups))])
-        drawn.append(ledger.agreement(rows["x"], rows["y"])["correlation"])
-    low, high = np.nanquantile(drawn, [0.025, 0.975]) if len(groups) > 2 else (np.nan, np.nan)
-    return ledger.agreement(points["x"], points["y"]) | {
-        "low": float(low),
-        "high": float(high),
-        "rho": ledger.agreement(points["x"].rank(), points["y"].rank())["correlation"],
-        "points": len(points),
-        "decided": len(decided),
-        "right": int((np.sign(decided["x"]) == np.sign(decided["y"])).sum()),
-    }
 
 
-def lines(regimes: list[Regime]) -> list[str]:
-    """The map in words."""
-    return [cells(regimes).to_string(index=False), "", *agreements(regimes)]
+def correlations(foretold: pd.Series, measured: pd.Series) -> str:
+    """Spearman's ρ, and Pearson's r in brackets, which one far point decides."""
+    by_rank = ledger.agreement(foretold.rank(), measured.rank())["correlation"]
+    return f"{by_rank:+.2f} ({ledger.agreement(foretold, measured)['correlation']:+.2f})"
 
 
-def agreements(regimes: list[Regime]) -> list[str]:
-    """A sentence for CE-GPPO (0.5, 1), and one for each side alone."""
+def agreements(regimes: list[Regime]) -> pd.DataFrame:
+    """How far the levers, and the plain clip share, order what was measured: all regimes, and those
+    with a true reward alone. Fewer than FEW regimes make no row."""
     made = []
     for arm, label in {MAIN: "(0.5, 1)", "high": "(0, 1)", "low": "(1, 0)"}.items():
-        there = sum(arm in regime.arms for regime in regimes)
-        if not there:
-            continue
-        seen = agreement(regimes, (arm,))
-        signs = f"{seen['decided']:.0f} measured differences exclude 0, {seen['right']:.0f} with the foretold sign"
-        if there < FEW:
-            made.append(f"β = {label}, {there} regimes: {signs}")
-            continue
-        made.append(
-            f"β = {label}, {there} regimes: foretold and measured correlate at r = {seen['correlation']:.2f}"
-            f" [{seen['low']:.2f}, {seen['high']:.2f}] (95 %, regimes drawn with replacement), rank correlation"
-            f" {seen['rho']:.2f}, slope of measured on foretold {seen['slope']:.2f}; {signs}"
-        )
-    return made
+        every = points(regimes, arm)
+        for which, of in {"all": every, "true reward": every[every["true_reward"].astype(bool)]}.items():
+            if len(of) < FEW:
+                continue
+            decided = of[of["side"] != "undecided"]
+            right = int((np.sign(decided["lever"]) == np.sign(decided["measured"])).sum())
+            row = {"β": label, "settings": f"{which}, {len(of)}"}
+            row |= {name: correlations(of[name], of["measured"]) for name in ("lever", "clip share")}
+            made.append(row | {"decided, sign right": f"{len(decided)}, {right}"})
+    return pd.DataFrame(made)
 
 
 def cells(regimes: list[Regime]) -> pd.DataFrame:
@@ -261,8 +249,11 @@ def cells(regimes: list[Regime]) -> pd.DataFrame:
 def blocks(results: Path) -> dict[str, str]:
     """The map's table, and how far the levers foretold it."""
     regimes = read(results)
-    said = "\n".join(f"* {line}." for line in agreements(regimes))
-    return {"map": numbers.markdown(cells(regimes)), "map agreement": said or numbers.NOTHING}
+    agreed = agreements(regimes)
+    return {
+        "map": numbers.markdown(cells(regimes)),
+        "map agreement": numbers.NOTHING if agreed.empty else numbers.markdown(agreed),
+    }
 
 
 def _seeds(regimes: list[Regime]) -> str:

@@ -25,7 +25,9 @@ ARMS = {
     "low": "β = (1, 0)",
     "dgpo": "DGPO",
 }
-BLOCKS = ("phase",)
+BLOCKS = ("phase", "phase cells")
+# Every cell beside the long steps: updates per rollout and learning rate.
+CELLS = {"phase/u16_lr2e-4": "16 updates at 2e-4", "phase/u8_lr5e-4": "8 updates at 5e-4", CELL: "16 updates at 5e-4"}
 
 
 def draw(results: Path) -> None:
@@ -73,5 +75,26 @@ def rows(results: Path, experiment: str) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
+def cells(results: Path) -> pd.DataFrame:
+    """A row per cell and arm that two cells or more have: accuracy and entropy at the end, beside
+    GRPO's, and how many runs broke."""
+    known = load.arms_of(results / FOLDER, ["grpo", "cegppo", "high"])
+    made = []
+    for experiment, label in CELLS.items():
+        arms = known.get(experiment.split("/")[1], [])
+        runs = load.metrics(results, experiment, arms) if "grpo" in arms else pd.DataFrame()
+        for arm in arms if len(runs) else []:
+            of, reference = (runs[runs["arm"] == name] for name in (arm, "grpo"))
+            broken = broke.broke(of)
+            row = {"cell": label, "arm": ARMS[arm], "broke": f"{int(broken.sum())} of {len(broken)}"}
+            for key, name in (("accuracy/mean", "accuracy"), ("entropy/mean", "entropy, nats")):
+                own, theirs = (evolution.ends(frame, key)[1] for frame in (of, reference))
+                row[name] = f"{own.mean():.3f}"
+                difference = stats.mean_over_seeds(stats.paired(own, theirs))
+                row[f"{name}, minus GRPO"] = "" if arm == "grpo" else evolution.show(difference, signed=True)
+            made.append(row)
+    return pd.DataFrame(made)
+
+
 def blocks(results: Path) -> dict[str, str]:
-    return {FOLDER: numbers.markdown(rows(results, CELL))}
+    return {FOLDER: numbers.markdown(rows(results, CELL)), "phase cells": numbers.markdown(cells(results))}

@@ -98,7 +98,7 @@ def _markdown(section: Section) -> str:
 
 def _marked(text: str) -> str:
     """`text` as Markdown that shows it, on one line."""
-    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+    return MARKS.sub(r"\\\g<0>", _plain(" ".join(text.split())))
 
 
 def _latex(section: Section) -> str:

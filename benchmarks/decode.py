@@ -10,7 +10,7 @@ from common import machine, paired, ratio_line, testbed_model
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
-from cegppo.types import Prompt
+from cegppo.types import Prompt, requests
 
 NEW = 32
 ROUNDS = 9
@@ -20,20 +20,20 @@ ROWS = (64, 256, 512)
 def main() -> None:
     _, model, tokenizer = testbed_model()
     question = "State the final answer to the following arithmetic problem: {} + 4 - 7 + 2 =\n"
-    forbidden = tokenizer.eos_token_id
-    head = model.get_output_embeddings()
-    # Nobody may stop early: the end token's logit is pushed out of reach for both.
-    head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([forbidden]), -1e9))
+    # Nobody may stop early: no token ends a response of ours, and `generate` may not draw the one
+    # that would.
+    policy = Policy(model, tokenizer)
+    policy.ends = frozenset()
     print(machine(), "\n")
     print(f"| rows × {NEW} tokens | ours | generate | ours / generate |\n|---|---|---|---|")
     for rows in ROWS:
         texts = [question.format(i % 10) for i in range(rows)]
         ids = torch.tensor([tokenizer.encode(t) for t in texts])
         prompts = [Prompt(f"p/{i}", "p", t, tuple(r), "") for i, (t, r) in enumerate(zip(texts, ids.tolist()))]
-        sampler = HFSampler(Policy(model, tokenizer), Sampling(seed=0, max_tokens=NEW))
+        sampler = HFSampler(policy, Sampling(seed=0, max_tokens=NEW))
 
         def ours(prompts=prompts, sampler=sampler) -> None:
-            assert all(len(r.token_ids) == NEW for r in sampler.sample(prompts, 1, 0))
+            assert all(len(r.token_ids) == NEW for r in sampler.sample(requests(prompts, 1), 0))
 
         def theirs(ids=ids) -> None:
             out = model.generate(

@@ -1,8 +1,10 @@
-"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), GAE with a critic (PPO); and what
-may be made of them token by token: the soft policy gradient's, and a weight by what a token does to
-the entropy. Numpy and torch in, the same out."""
+"""From rewards to advantages: group (GRPO), centred (Dr. GRPO), over the batch's deviation, above a
+quantile (QAE), the plain reward, GAE with a critic (PPO); and what may be made of them token by
+token: the soft policy gradient's, and a weight by what a token does to the entropy. Numpy and torch
+in, the same out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,8 +39,37 @@ def constant_groups(reward_G: np.ndarray) -> np.ndarray:
     return np.ptp(reward_G, axis=-1) == 0
 
 
-# `advantage.kind`: rewards of a group to advantages. With a critic they come from it alone.
-KINDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"group": group, "centred": centred, "gae": np.zeros_like}
+def above_quantile(reward_G: np.ndarray, share: float) -> np.ndarray:
+    """QAE: (r − the group's `share`-quantile) / std; 0 in a constant group. [..., G] to the same.
+
+    With rewards of 0 and 1 it is a gate: where no more than 1 − `share` of a group are right only
+    they are raised, where more are only the wrong ones are lowered. Source: arXiv 2509.22611, read
+    in its abstract: that the deviation still divides is assumed, and that the quantile is one of
+    the rewards (the lower one between two).
+    """
+    quantile_1 = np.quantile(reward_G, share, axis=-1, keepdims=True, method="inverted_cdf")
+    return (reward_G - quantile_1) / (reward_G.std(axis=-1, ddof=1, keepdims=True) + STD_FLOOR)
+
+
+def over_batch(rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """r − its group's mean, over the standard deviation (n − 1) of all rewards of the batch; 0 in a
+    constant group. Source: arXiv 2508.08221; TRL's `scale_rewards="batch"`."""
+    std = np.concatenate(rewards).std(ddof=1)
+    return [centred(reward_G) / (std + STD_FLOOR) for reward_G in rewards]
+
+
+def estimator(kind: str, quantile: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The rewards of one group to its advantages, by `advantage.kind`. With a critic they come from
+    it alone; those of `batch` are still to be divided by its deviation (`over_batch`)."""
+    kinds: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "group": group,
+        "centred": centred,
+        "batch": centred,
+        "none": lambda reward_G: reward_G.astype(float),
+        "quantile": partial(above_quantile, share=quantile),
+        "gae": np.zeros_like,
+    }
+    return kinds[kind]
 
 
 def gae(reward_BT: Tensor, value_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

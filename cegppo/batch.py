@@ -112,11 +112,15 @@ def _with_proxy(policy: Policy, x: TokenBatch, objective: Objective) -> TokenBat
 
 def _group_advantages(config: Config, state: TrainState, groups: list[Group], x: TokenBatch) -> Tensor:
     """[B, T] What a response earned beside its group, on each of its tokens."""
-    estimate = advantage.KINDS[config.advantage.kind]
-    found = [
-        estimate(reward_G) if group.advantages is None else np.array(group.advantages)
-        for group, reward_G in zip(groups, state.explorer.rewards(groups, x))
-    ]
+    a, rewards = config.advantage, state.explorer.rewards(groups, x)
+    if a.kind == "batch":  # no rule of exploration brings advantages of its own (config/checks.py)
+        found = advantage.over_batch(rewards)
+    else:
+        estimate = advantage.estimator(a.kind, a.quantile)
+        found = [
+            estimate(reward_G) if group.advantages is None else np.array(group.advantages)
+            for group, reward_G in zip(groups, rewards)
+        ]
     advantage_B = torch.tensor(np.concatenate(found), dtype=torch.float32, device=x.mask_BT.device)
     return advantage_B[:, None] * x.mask_BT
 

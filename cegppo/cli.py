@@ -13,7 +13,7 @@ from pathlib import Path
 from . import shipped
 from .masking import masked_arguments
 from .terminal import harmless_output
-from .verbs import advise, compare, diff, figures, fork, keep, report, sweep, train
+from .verbs import advise, compare, diff, figures, fork, keep, report, sample, sweep, train
 from .verbs import eval as evaluate
 from .verbs import list as listing
 
@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 if str(shipped.ROOT) not in sys.path:  # analysis/ lies there, which is no part of the package
     sys.path.insert(0, str(shipped.ROOT))
 
-VERBS = (train, fork, evaluate, sweep, figures, compare, listing, diff, keep, report, advise)
+VERBS = (train, fork, evaluate, sample, sweep, figures, compare, listing, diff, keep, report, advise)
 
 
 def parser(program: str = "run.py") -> argparse.ArgumentParser:

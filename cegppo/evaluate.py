@@ -200,7 +200,7 @@ def evaluate_target(
     to). Completions are kept beside it, and the same call continues an evaluation that was killed.
     Raises BadInput."""
     with ranks.together():
-        config, model, folder, name, step = _what(target, overrides, which)
+        config, model, folder, name, step = subject(target, overrides, which)
         if not config.eval.benchmarks:
             raise BadInput(f"{target}: eval.benchmarks: no benchmarks; name at least one source")
         if config.threads:
@@ -256,7 +256,7 @@ def no_code_of_others(target: Path, config: Config, overrides: Sequence[str], tr
             )
 
 
-def _what(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
+def subject(target: Path, overrides: list[str], which: str) -> tuple[Config, str, Path, str, int]:
     """(configuration, model, folder to write to, name of what is evaluated, its step)."""
     target = find(target)
     if target.is_dir() or packed(target):

@@ -132,7 +132,7 @@ def build(c: Config) -> TrainState:
     run = explore.Run(
         seed=c.seed, group_size=c.group_size, rows=c.prompts_per_step * c.group_size,
         values=(c.reward_values[0], c.reward_values[1]), sampler=sampler, score=score,
-        advantage=advantage.KINDS[c.advantage.kind], teacher=teacher_of(c, policy),
+        advantage=advantage.estimator(c.advantage.kind, c.advantage.quantile), teacher=teacher_of(c, policy),
     )  # fmt: skip
     return TrainState(
         config=c,

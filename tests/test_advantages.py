@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -161,3 +162,38 @@ def test_a_controller_sets_the_drift_of_the_next_step(tiny):
     first, second = steps.step(state), steps.step(state)
     assert (first["polarity/wanted"], first["knob/polarity_drift"]) == (0.0, 0.0)
     assert (second["polarity/wanted"], second["knob/polarity_drift"]) == (0.25, 0.25)
+
+
+def test_over_a_quantile_it_is_a_gate():
+    """Rewards of 0 and 1, K = 0.4: right ones alone are raised up to 6 right of 10, then wrong ones
+    alone are lowered."""
+    for right in range(1, 10):
+        reward_G = np.array([1.0] * right + [0.0] * (10 - right))
+        made = advantage.estimator("quantile", 0.4)(reward_G)
+        gate = reward_G if right <= 6 else reward_G - 1
+        np.testing.assert_allclose(made, gate / (reward_G.std(ddof=1) + advantage.STD_FLOOR))
+    assert not advantage.estimator("quantile", 0.4)(np.ones(8)).any()
+
+
+def test_over_the_deviation_of_the_batch():
+    groups = [np.array([0.0, 1.0]), np.array([1.0, 1.0]), np.array([0.0, 0.0, 3.0])]
+    std = np.concatenate(groups).std(ddof=1) + advantage.STD_FLOOR
+    made = advantage.over_batch(groups)
+    for found, right in zip(made, ([-0.5, 0.5], [0, 0], [-1, -1, 2])):
+        np.testing.assert_allclose(found, np.array(right) / std)
+
+
+def test_without_a_baseline_it_is_the_reward(tiny):
+    made = build(load(tiny, "method=nsr"))
+    groups = steps.groups(made)[1]
+    x = steps.batch(made, groups)
+    reward_B = [score.reward for group in groups for score in group.scores]
+    assert set(reward_B) == {-1.0, 1.0} and x.advantage_BT[:, 0].tolist() == reward_B
+
+
+def test_a_batch_s_deviation_in_a_step(tiny):
+    made = build(load(tiny, "method=grpo", "advantage.kind=batch"))
+    groups = steps.groups(made)[1]
+    x = steps.batch(made, groups)
+    rewards = [np.array([score.reward for score in group.scores]) for group in groups]
+    np.testing.assert_allclose(x.advantage_BT[:, 0].numpy(), np.concatenate(advantage.over_batch(rewards)), rtol=1e-6)

@@ -4,6 +4,7 @@ is run by hand."""
 import csv
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,19 @@ def test_gpu_at_its_small_size():
     done = subprocess.run([sys.executable, FOLDER / "gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "failed:" not in done.stdout and "not run" not in done.stdout, done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not here")
+def test_sandbox(benchmark, capsys):
+    benchmark("sandbox").main(2)
+    assert capsys.readouterr().out.startswith("2 programs: ")
+
+
+@pytest.mark.slow
+def test_influence(benchmark, capsys):
+    """Whether its numbers are right is asked in test_influence.py."""
+    benchmark("influence").main(["testbed"])
+    assert len(rows(capsys.readouterr().out)) == 4  # tied and untied, first update and eighth
 
 
 def test_trl_runs(benchmark):

@@ -411,7 +411,7 @@ def test_a_write_that_a_signal_cuts_short_is_gone_on_with():
             return self.pipe.write(bytes(data[:1]))
 
     pool = grader.Pool(timeout=1.0, memory_mb=512, workers=1)
-    echo = "import sys\nfor line in sys.stdin: print(int('abc' in line), end='', flush=True)"
+    echo = "import sys, base64\nfor line in sys.stdin: print(int(b'abc' in base64.b64decode(line)), flush=True)"
     nurse = subprocess.Popen([sys.executable, "-c", echo], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     nurse.stdin = Cut(nurse.stdin)
     pool._start = lambda: nurse
@@ -468,7 +468,8 @@ def front():
         ("prompts_per_step=99999999999", "prompts_per_step must be at most 1048576"),
         ("diagnostics.probe=99999999999999", "diagnostics.probe must be at most"),
         ("steps=" + "9" * 4301, "command line: "),
-        ("data.suffix=" + "[" * 3000, "command line: "),
+        ("data.suffix=" + "[" * 3000, "are longer than data.max_prompt_tokens"),
+        ("eval.k=" + "[" * 3000, "command line: "),
         ("model.device=meta", "model.device=meta: holds no numbers"),
         ("data.suffix=${oc.env:HF_TOKEN}", "oc.env"),
         ("arm=../../x", "arm must be the name of one folder"),

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from analysis import (
     claims,
@@ -32,6 +33,7 @@ from analysis import (
     fig_growth,
     fig_influence,
     fig_law,
+    fig_length,
     fig_map,
     fig_phase,
     fig_soak,
@@ -71,7 +73,7 @@ SWEEPS = {
     "one_side": list(fig_fig1.ARMS),
     "one_side_random": list(fig_fig1.ARMS),
     "map/coin": ["grpo", "cegppo", "high", "low", "clip_higher"],
-    "map/task": ["grpo", "cegppo", "high"],
+    "map/task": ["grpo", "cegppo", "high", "clip_higher"],
     "map/easy": ["grpo", "cegppo"],
     "map/coin_updates16": ["grpo", "cegppo"],
     "family/coin": ["grpo", "cegppo", "aspo"],
@@ -80,6 +82,8 @@ SWEEPS = {
     "demo": list(fig_demo.ARMS),
     "cliff": fig_cliff.ARMS,
     "phase/u16_lr5e-4": list(fig_phase.ARMS),
+    "phase/u8_lr5e-4": ["grpo", "cegppo", "high"],
+    "phase/length_u8_lr5e-4": fig_length.ARMS,
     "again/coin_large_step": fig_again.ARMS,
     "again/coin_updates16": fig_again.ARMS[:3],
     "stories/coin": fig_stories.ARMS,
@@ -315,7 +319,9 @@ def test_runs_of_trl_are_compared_with_ours(results):
 
 def regime(name: str, foretold: float, measured: tuple[float, float, float]) -> fig_map.Regime:
     row = lever.Foretold(name, "grpo", "cegppo", np.array([0.5, 1.0]), (foretold, foretold, foretold), measured, 5)
-    return fig_map.Regime(name, {"cegppo": row}, None, {"cegppo": (0.0, -0.1, 0.1)}, 0.6, 0.5)
+    clipped = {"low": 0.0, "high": foretold**3}  # the same order, other distances
+    accuracy = {"cegppo": (0.0, -0.1, 0.1)}
+    return fig_map.Regime(name, {"cegppo": row}, None, accuracy, 0.6, 0.5, clipped, name != "strong")
 
 
 def test_the_map_by_hand():
@@ -328,12 +334,13 @@ def test_the_map_by_hand():
     ]
     said = [one.says() for one in made]
     assert said == ["raises entropy", "raises a little", "does not matter", "undecided", "lowers entropy"]
-    seen = fig_map.agreement(made, ("cegppo",))
-    x, y = [0.4, 0.1, 0.0, -0.1, 0.2], [0.2, 0.02, 0.0, 0.0, -0.1]
-    assert seen["correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert (seen["points"], seen["decided"], seen["right"]) == (5, 3, 2) and seen["low"] < seen["correlation"]
-    assert fig_map.agreement(made, ("high", "cegppo"))["points"] == 5
-    assert len(fig_map.agreements(made)) == 1 and "with the foretold sign" in fig_map.agreements(made)[0]
+    x, y = pd.Series([0.4, 0.1, 0.0, -0.1, 0.2]), pd.Series([0.2, 0.02, 0.0, 0.0, -0.1])
+    rho, r = stats.spearmanr(x, y).statistic, np.corrcoef(x, y)[0, 1]
+    assert fig_map.correlations(x, y) == f"{rho:+.2f} ({r:+.2f})"
+    (row,) = fig_map.agreements(made).to_dict("records")  # four with a true reward are too few
+    assert row["settings"] == "all, 5" and row["decided, sign right"] == "3, 2"
+    assert row["lever"] == f"{rho:+.2f} ({r:+.2f})" and row["clip share"].startswith(f"{rho:+.2f}")
+    assert row["clip share"] != row["lever"]
 
 
 def test_what_the_figures_read(results):

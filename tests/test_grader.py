@@ -194,11 +194,13 @@ from cegppo.types import Prompt, Rollout
 entry = {"question": "2 + 3 =", "answer": "5", "metadata": {}}
 made = [Rollout(Prompt("s", "s", "q", (), "5", t, e), 0, (), (), "stop", f"\\\\boxed{{{a}}}")
         for t, e in (("chain_sum", entry), (None, {})) for a in ("5", "6", "5.0", "")]
+started, pool = [], grader._pool
+grader._pool = lambda kind, *limits: started.append(kind) or pool(kind, *limits)
 found = [v.value for v in reward.verdicts(made)]
-print(found, grader._pool.cache_info().currsize, [m for m in ("math_verify",) if m in sys.modules])
+print(found, started, [m for m in ("math_verify",) if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == str(["correct", "wrong", "correct", "wrong"] * 2) + " 0 []"
+    assert done.stdout.strip() == str(["correct", "wrong", "correct", "wrong"] * 2) + " ['task'] []"
 
 
 def test_a_worker_that_cannot_start_is_said_and_not_counted(monkeypatch):

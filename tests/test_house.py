@@ -39,12 +39,12 @@ model.parallel model.lora model.head plugins.verl_statistics model.traits model.
 model.policy model.gguf
 model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.engines rollout.probe rollout.stale
-schedules checkpoint evaluate metrics gradient state batch log stop train curves
+schedules checkpoint evaluate respond metrics gradient state batch log stop train curves
 sweep.launch sweep.verl sweep.description sweep.grid sweep.search sweep.estimate
 sweep.command screen
 plugins.prime_rl plugins.slime plugins.trl plugins.trl_record
-verbs verbs.report verbs.train verbs.fork verbs.eval verbs.sweep verbs.figures verbs.compare verbs.list verbs.diff
-verbs.keep measure verbs.advise cli __main__
+verbs verbs.report verbs.train verbs.fork verbs.eval verbs.sample verbs.sweep verbs.figures verbs.compare verbs.list
+verbs.diff verbs.keep measure verbs.advise cli __main__
 """.split()
 
 

@@ -91,8 +91,8 @@ def test_the_evidence_can_be_carried():
     }
     runs = sum(len((ROOT / name).read_text().splitlines()) for name in packs if name.endswith(pack.RUNS))
     assert runs > 200 and sum(packs.values()) < 27e3 * runs
-    assert 0 < sum(sizes.values()) - sum(packs.values()) < 3e6  # figures, tables, notes, the paper's numbers
-    assert sum(sizes.values()) < 25e6  # what a clone takes with it, 1,200 runs
+    assert 0 < sum(sizes.values()) - sum(packs.values()) < 3.3e6  # figures, tables, notes, the paper's numbers
+    assert sum(sizes.values()) < 30e6  # what a clone takes with it, 1,400 runs
 
 
 def test_keep_packs_and_unpack_gives_every_byte_back(live):

@@ -36,18 +36,18 @@ def test_few_prompts_of_each_benchmark(tiny, monkeypatch):
         def but(self, **_):
             return self
 
-        def sample(self, prompts, k, step):
+        def sample(self, requests, step):
             from cegppo.types import Rollout
 
-            return [Rollout(p, i, (1,), (0.0,), "stop", f"{p.id} {i}") for p in prompts for i in range(k)]
+            return [Rollout(r.prompt, r.index, (1,), (0.0,), "stop", f"{r.prompt.id} {r.index}") for r in requests]
 
     from cegppo.types import Prompt
 
     prompts = [Prompt(f"b/{n}", "b", "q", (1,), "1", None, {}) for n in range(5)]
     for count, few in ((1, 2), (2, 1), (3, 1)):
-        kept = []
         made = [evaluate.Benchmark(f"b{n}", prompts, 2, {}) for n in range(count)]
-        evaluate.Evaluator(Sampler(), made).run(7, kept.extend)
+        _, seen = evaluate.Evaluator(Sampler(), made).run(7)
+        kept = [row for of_one in seen for row in of_one]
         assert [row["id"] for row in kept] == [f"b/{n}" for n in range(few)] * count
         assert kept[0]["completions"] == ["b/0 0", "b/0 1"] and kept[0]["step"] == 7
 

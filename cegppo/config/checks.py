@@ -124,9 +124,9 @@ def check_explore(config: Config, origin: Origin) -> None:
         if isinstance(value, list):
             raise BadInput(f"{origin.get(f'explore.{key}', 'default')}: explore.{key} takes one value, no schedule")
     _check_knobs("explore", given, module.Params, config.steps, origin)
-    if config.advantage.kind == "gae":
-        at = origin.get("advantage.kind", "default")
-        raise BadInput(f"{at}: advantage.kind must be group or centred with explore.name={given['name']}, not 'gae'")
+    if config.advantage.kind not in ("group", "centred"):
+        at, kind = origin.get("advantage.kind", "default"), config.advantage.kind
+        raise BadInput(f"{at}: advantage.kind must be group or centred with explore.name={given['name']}, not '{kind}'")
     params = module.Params(**{key: value for key, value in given.items() if key != "name"})
     _check_problem("explore", module, params, flat, origin)
 

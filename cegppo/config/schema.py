@@ -166,9 +166,12 @@ class RolloutConfig:
 
 @dataclass
 class Advantage:
-    kind: Literal["group", "centred", "gae"] = knob(
-        "group", "reward less its group's mean, over the group's deviation | not divided | from a critic"
+    kind: Literal["group", "centred", "batch", "quantile", "none", "gae"] = knob(
+        "group",
+        "reward less its group's mean, over the group's deviation | not divided | over the batch's deviation | reward"
+        " less its group's quantile, over the group's deviation | the reward itself | from a critic",
     )
+    quantile: float = knob(0.4, "the baseline's, in the group; quantile only", above=0, below=1)
     gamma: float = knob(1.0, "discount; gae only", least=0, most=1)
     lam: float = knob(1.0, "λ; gae only", least=0, most=1)
     whiten: bool = knob(True, "to mean 0 and deviation 1 over the batch; gae only")

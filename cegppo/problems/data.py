@@ -392,7 +392,7 @@ class PromptStream:
                 self.too_long_count += 1
             else:
                 taken.append(prompt)
-            if tried > 1000 * count:
+            if tried > (1000 * count if taken else 1000):
                 raise BadInput(
                     f"data.train: of {tried} prompts {self.held_out_count} are benchmark questions and"
                     f" {self.too_long_count} are longer than data.max_prompt_tokens={self.max_tokens}"

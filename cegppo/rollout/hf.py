@@ -123,7 +123,7 @@ class HFSampler(Sampler):
         prompt_len = np.array([len(p.token_ids) for p, _ in jobs])
         shortest, longest = int(prompt_len.min()), int(prompt_len.max())
         total = longest + self.rules.max_tokens
-        given = np.full((len(jobs), total), min(self.policy.ends), dtype=np.int64)
+        given = np.full((len(jobs), total), min(self.policy.ends, default=0), dtype=np.int64)
         for row, (prompt, _) in enumerate(jobs):
             given[row, : prompt_len[row]] = prompt.token_ids
         token_BS = torch.from_numpy(given).to(device)

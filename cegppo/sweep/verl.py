@@ -119,6 +119,8 @@ def items(config: Config, gpus: int) -> dict[str, Any]:
         raise BadInput(
             "runner: verl: advantage.kind=gae: verl's critic has settings of its own; use verl's ppo directly"
         )
+    if c.advantage.kind not in ("group", "centred"):
+        raise BadInput(f"runner: verl: advantage.kind={c.advantage.kind}: verl's groups take group or centred")
     plain = flatten(Config().to_dict())
     for key, value in flatten(c.to_dict()).items():
         if value != plain.get(key) and not under(key, [*said_of, *NOT_SAID]):

@@ -17,7 +17,8 @@ from .batches import CELLS, evaluated, one_row, ragged
 every_loss = pytest.mark.parametrize("name", losses.names())
 exactly = dict(rtol=1e-12, atol=1e-12)
 # Losses whose bounds are not 1 − eps_low and 1 + eps_high, or that have none on a token's ratio.
-OWN_BOUNDS = ["abc_grpo", "bapo", "dppo", "flexible_clip", "gmpo", "gspo", "kl_cov", "m2po", "reinforce", "sapo"]
+OWN_BOUNDS = ["abc_grpo", "bapo", "dppo", "flexible_clip", "gmpo", "gspo", "ipo", "kl_cov", "m2po", "reinforce", "sapo"]
+OWN_BOUNDS += ["topr", "vespo"]
 
 
 @every_loss
