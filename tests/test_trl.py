@@ -76,6 +76,8 @@ OPTIONS = [
     {"off_policy_mask_threshold": 0.01},
     {"epsilon": 0.1},
     {"epsilon_high": 0.28},
+    {"importance_sampling_level": "sequence", "epsilon": 0.05},
+    {"importance_sampling_level": "sequence", "beta": 0.1},
 ]
 
 
@@ -248,6 +250,10 @@ def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_pa
         ({"loss": "boundary_rescue"}, "TRL: loss 'boundary_rescue' needs uniform, which TRL does not give it"),
         ({"loss_type": "sapo"}, "CEGPPOConfig: loss_type says here how token losses are aggregated"),
         ({"importance_sampling_level": "sequence"}, "CEGPPOConfig: importance_sampling_level is 'token' here"),
+        (
+            {"importance_sampling_level": "sequence", "loss": "ppo_clip", "delta": 2.0},
+            "CEGPPOConfig: delta is not here with importance_sampling_level='sequence'",
+        ),
         ({"delta": 1.1}, "CEGPPOConfig: delta must be above the clip's upper bound, 1.2, not 1.1"),
     ],
 )
