@@ -46,7 +46,7 @@ def tags(config: Config) -> list[str]:
 def logged_steps(parts: Iterable[Path]) -> set[int]:
     """The steps in wandb's files `parts`, by wandb's own reader, which also reads files that a
     kill cut short. Raises OSError: the reader fails or takes too long."""
-    steps = set()
+    steps: set[int] = set()
     for path in parts:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         try:
