@@ -28,8 +28,8 @@ ranks shipped masking config.recipe config.schema config.reference config.checks
 config.layers
 config config.__main__
 record.files record.names record.tables record.pack record.read record.keep record.aside record.seen
-record.provenance record.again record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
-record.fork
+record.provenance record.again record.histograms record.mirror record.shown record.to_wandb record.to_tensorboard
+record.run record.fork
 problems.grader problems.judges problems.sandboxed problems.sandbox problems.programs problems.instructions
 problems.harmless
 problems.answers problems.units problems.notation problems.comparison

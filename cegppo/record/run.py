@@ -31,12 +31,12 @@ from .files import (
     write_parquet,
     write_whole,
 )
-from .histograms import histograms, most_moving
 from .keep import unpack
 from .mirror import Mirror, Shown
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
 from .seen import log_seen, rewind_seen
+from .shown import of_completions, of_evaluation, of_tokens
 from .to_tensorboard import ToTensorBoard
 from .to_wandb import ToWandb, mode_of
 
@@ -169,7 +169,7 @@ class Record:
             print(f"{self.folder}: the code changed since this run was last started: {what}", file=sys.stderr)
         self._write_meta()
         if mode_of(self.config) != "disabled":
-            self._mirrors.append(Mirror(ToWandb(self.config, self.folder)))
+            self._mirrors.append(Mirror(ToWandb(self.config, self.folder, step)))
         if self.config.tensorboard:
             self._mirrors.append(Mirror(ToTensorBoard(self.folder, step)))
 
@@ -192,14 +192,10 @@ class Record:
 
     def log_eval(self, step: int, rows: list[dict[str, Any]], mean: float) -> None:
         """One line of eval.jsonl a benchmark; `mean` is their mean accuracy."""
-        numbers = {"eval/mean": mean} if rows else {}  # one number for a wandb sweep to look at
         for row in rows:
             append_line(self.folder / "eval.jsonl", {"step": step, **row})
-            shares = {f"verdict/{v}": n / (row["n"] * row["k"]) for v, n in row["verdicts"].items()}
-            mine = {k: v for k, v in (row | shares).items() if isinstance(v, float)}
-            numbers |= {f"eval/{row['benchmark']}/{k}": v for k, v in mine.items()}
-        if numbers:
-            self._show(step, Shown(numbers))
+        if rows:
+            self._show(step, of_evaluation(rows, mean))
 
     def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
         """tokens/step<n>.parquet, from columns in parts."""
@@ -208,9 +204,7 @@ class Record:
             return
         path, columns = written
         if self._mirrors and len(columns["step"]):
-            w = self.config.wandb
-            tables = {"tables/tokens": most_moving(columns, w.token_rows)} if w.token_rows else {}
-            self._show(step, Shown({}, histograms(columns), tables, (path,) if w.token_files else ()))
+            self._show(step, of_tokens(path, columns, self.config.wandb))
 
     def log_broken(self, step: int, number: int, batch: dict[str, Any]) -> None:
         """broken/step<n>-update<u>.safetensors: the tensors of a mini-batch whose gradient was not
@@ -224,13 +218,9 @@ class Record:
 
     def log_seen(self, rows: list[dict[str, Any]]) -> None:
         """A few completions of an evaluation, of the rows of one benchmark."""
-        table = []
-        for row in log_seen(self.folder, rows):
-            shared = {key: row[key] for key in ("step", "id", "prompt", "answer")}
-            each = zip(row["completions"], row["verdicts"], row["finish"], row["tokens"])
-            table += [shared | dict(zip(("completion", "verdict", "finish", "tokens"), one)) for one in each]
-        if table:
-            self._show(rows[0]["step"], Shown(tables={f"completions/{rows[0]['benchmark']}": table}))
+        written = log_seen(self.folder, rows)
+        if written:
+            self._show(written[0]["step"], of_completions(written))
 
     def _rewind(self, step: int) -> None:
         """Forget what was logged after `step`, since those lines are written again; of a run that
