@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from analysis import evolution, health, tables
+from cegppo.cli import main
 from cegppo.config import Config, Source, load
 from cegppo.config.schema import Data
 from cegppo.model import hub
@@ -102,3 +103,9 @@ def test_08_a_misspelt_model_is_one_question(monkeypatch, capsys, error, part):
     with pytest.raises(BadInput, match="model.path=results/testbed/x: no such folder"):
         Policy.load("results/testbed/x")
     assert len(asked) == 1
+
+
+def test_07_a_failed_start_leaves_no_folder(tiny, tmp_path, capsys):
+    words = ["train", str(tiny), f"results={tmp_path / 'results'}", "model.path=" + str(tmp_path / "nowhere")]
+    assert main(words) == 2 and "no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists() or not any((tmp_path / "results").iterdir())

@@ -139,6 +139,11 @@ class Watcher(TrainerCallback):
 class CEGPPOTrainer(GRPOTrainer):
     """GRPOTrainer with a loss of `cegppo.losses`. Same arguments."""
 
+    # TRL's own, which its loss moves, and so does ours.
+    entropy_coef: float
+    _last_world_entropy: float
+    _entropy_window_stats: Tensor | None
+
     _tag_names = ["trl", "cegppo"]
 
     def __init__(

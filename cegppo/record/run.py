@@ -278,7 +278,19 @@ class Record:
                 self._meta |= {"status": status, "end": now()}
                 self._meta["sessions"][-1]["end"] = now()
                 self._write_meta()
+            else:
+                self._leave_nothing()
             for mirror in self._mirrors:
                 mirror.finish(status == "failed")
         finally:
             self._lock.close()
+
+    def _leave_nothing(self) -> None:
+        """Of a start that failed: folders in which there is nothing but the lock go again."""
+        if [path.name for path in self.folder.iterdir()] != [".lock"]:
+            return
+        (self.folder / ".lock").unlink()
+        for folder in (self.folder, *self.folder.parents[:2]):  # its arm's, its experiment's
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()

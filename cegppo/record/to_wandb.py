@@ -54,7 +54,8 @@ def logged_steps(parts: Iterable[Path]) -> set[int]:
         except subprocess.TimeoutExpired:
             raise OSError(f"wandb's reader takes more than {mirror.PATIENCE} s for {path}") from None
         if done.returncode:
-            raise OSError(f"wandb's reader fails on {path}: {said(done.stderr.decode(errors='replace'))}")
+            why = next(iter(done.stderr.decode(errors="replace").splitlines()), "without a message")
+            raise OSError(f"wandb's reader fails on {path}: {why}")
         records = [json.loads(line) for line in done.stdout.splitlines()]
         steps |= {record["history"]["item"]["_step"] for record in records if record["type"] == "history"}
     return steps
