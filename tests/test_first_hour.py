@@ -20,6 +20,7 @@ from cegppo.model.policy import Policy
 from cegppo.record.run import weight
 from cegppo.screen import score, who_grades
 from cegppo.types import BadInput
+from cegppo.verbs.train import last_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,3 +110,15 @@ def test_07_a_failed_start_leaves_no_folder(tiny, tmp_path, capsys):
     words = ["train", str(tiny), f"results={tmp_path / 'results'}", "model.path=" + str(tmp_path / "nowhere")]
     assert main(words) == 2 and "no such folder" in capsys.readouterr().err
     assert not (tmp_path / "results").exists() or not any((tmp_path / "results").iterdir())
+
+
+def test_12_the_last_lines_say_what_to_type_next(tiny, tmp_path):
+    config, _ = load(tiny, [f"results={tmp_path}", "steps=60", "arm=a"])
+    config.folder.mkdir(parents=True)
+    (config.folder / "metrics.jsonl").write_text('{"step": 13}\n{"step": 14}\n')
+    assert last_lines(config, "stopped") == [
+        f"stopped: {config.folder}, after step 14 of 60; the same command goes on"
+    ]
+    finished = "\n".join(last_lines(config, "finished"))
+    assert all(f"{verb} {config.folder}" in finished for verb in ("report", "sample"))
+    assert f"compare {config.folder.parent.parent} " in finished
