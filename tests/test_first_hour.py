@@ -1,5 +1,6 @@
 """What a new user met in the first hour and no longer meets; numbered as they were found."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from cegppo.model import hub
 from cegppo.model.policy import Policy
 from cegppo.record.run import weight
 from cegppo.screen import score, who_grades
+from cegppo.sweep import description
 from cegppo.types import BadInput
 from cegppo.verbs.train import last_lines
 
@@ -122,3 +124,27 @@ def test_12_the_last_lines_say_what_to_type_next(tiny, tmp_path):
     finished = "\n".join(last_lines(config, "finished"))
     assert all(f"{verb} {config.folder}" in finished for verb in ("report", "sample"))
     assert f"compare {config.folder.parent.parent} " in finished
+
+
+def grid(tiny, text):
+    (tiny.parent / "mine.yaml").write_text(f"experiment: {tiny.name}\nseeds: [0]\ncommon: {{method: cegppo}}\n{text}")
+    return description.expand(description.describe(tiny.parent / "mine.yaml", [])).runs
+
+
+def test_09_a_grid_is_the_product_of_its_values(tiny):
+    both = "grid: {loss.beta1: [0, 0.50], loss.beta2: [0, 1]}\narms: {grpo: {method: grpo}}\n"
+    runs = grid(tiny, both + "varies: [method, loss]")
+    assert [run.arm for run in runs] == [
+        "grpo", "beta1=0,beta2=0", "beta1=0,beta2=1", "beta1=0.50,beta2=0", "beta1=0.50,beta2=1"
+    ]  # fmt: skip
+    assert [(r.config.loss["beta1"], r.config.loss["beta2"]) for r in runs[1:]] == [(0, 0), (0, 1), (0.5, 0), (0.5, 1)]
+    # Its keys need not be in `varies`.
+    assert len(grid(tiny, "grid: {update.lr: [1e-3, 2e-3], critic.lr: [1e-3]}")) == 2
+    assert grid(tiny, "grid: {update.lr: [1e-3], critic.lr: [1e-3]}")[0].arm == "update.lr=1e-3,critic.lr=1e-3"
+    for text, part in (
+        ("grid: {loss.beta1: 0.5}", "grid: 'loss.beta1' takes a list of single values"),
+        ("grid: {loss.beta3: [1]}", "loss.beta3"),
+        ("grid: {loss.beta1: [1, 1]}", "two arms are called 'beta1=1'"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(part)):
+            grid(tiny, text)

@@ -16,6 +16,7 @@ A sweep file:
     arms:
       grpo: {method: grpo}
       cegppo: {method: cegppo, loss.beta1: 0.5}
+    grid: {loss.beta1: [0, 0.5], loss.beta2: [0, 1]}   # four more arms, beta1=0,beta2=0 and so on
 
 Values are taken as they stand there: " Box it." keeps its space, and "1e3" stays a text. An arm
 stands above `common`, the command line above both.
@@ -24,6 +25,7 @@ stands above `common`, the command line above both.
 adds to its `common`.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -56,9 +58,10 @@ from . import launch, verl
 KEYS = {
     "experiment": str, "varies": list, "seeds": list, "workers": int, "common": dict, "takes_from": list, "arms": dict,
     "launcher": str, "gpus": int, "slurm": dict, "search": str, "space": dict, "objective": dict, "trials": int,
-    "runner": str, "verl": dict, "per_seed": dict,
+    "runner": str, "verl": dict, "per_seed": dict, "grid": dict,
 }  # fmt: skip
-OF_A_GRID, OF_A_SEARCH = ("varies", "arms", "takes_from", "per_seed"), ("search", "space", "objective", "trials")
+OF_A_GRID = ("varies", "arms", "grid", "takes_from", "per_seed")
+OF_A_SEARCH = ("search", "space", "objective", "trials")
 OF_THE_SWEEP = ("workers", "seeds", "launcher", "gpus", "slurm", "search", "trials")  # keys that `sweep.KEY=…` may set
 RUNNERS = ("own", "verl")
 RUN = ROOT / "run.py"
@@ -247,7 +250,7 @@ def describe(path: str | Path, overrides: Sequence[str] = ()) -> Description:
 def _read_as(key: str, value: Any, where: str) -> Any:
     """The value of a sweep file's own key: names as text, the rest with plain numbers. What arms
     and `common` say is for the schema to read."""
-    if key in ("arms", "common"):
+    if key in ("arms", "grid", "common"):
         return value
     if key in ("takes_from", "varies") and isinstance(value, list):
         return [as_text(name) for name in value]
@@ -258,22 +261,41 @@ def expand(d: Description) -> Sweep:
     """Arms × seeds of a sweep file. Raises BadInput, also when arms differ in anything that
     `varies` does not name."""
     path, tree = d.path, d.tree
-    for key in ("varies", "arms"):
+    for key in () if tree.get("grid") else ("varies", "arms"):
         if not tree.get(key):
             raise BadInput(f"{path}: '{key}' is missing or empty")
+    arms, varies = {**tree.get("arms", {}), **_product(path, tree)}, [*tree.get("varies", []), *tree.get("grid", {})]
     runs = []
     for seed in tree["seeds"]:  # seed by seed, so that an early look compares all arms
-        for arm, changes in tree["arms"].items():
+        for arm, changes in arms.items():
             if not isinstance(changes, (dict, type(None))):
                 raise BadInput(f"{path}: arm '{arm}' takes keys like {{method: grpo}}, not {changes!r}")
             runs.append(d.run(arm, seed, {**_of_seed(path, tree, seed), **(changes or {})}))
     for n, run in enumerate(runs):
         if any(run.folder == other.folder for other in runs[:n]):
             raise BadInput(f"{path}: two runs would write to {run.folder}")
-    _refuse_other_differences(path, runs, [*tree["varies"], *tree.get("per_seed", {})])
+    _refuse_other_differences(path, runs, [*varies, *tree.get("per_seed", {})])
     for run in runs:
         run.refuse_other_run()
     return d.sweep(runs)
+
+
+def _product(path: Path, tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms of `grid`, one per combination of its values, named after them as they were
+    written: beta1=0.5,beta2=1. Raises BadInput."""
+    grid = tree.get("grid", {})
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values or any(isinstance(v, (list, dict)) for v in values):
+            raise BadInput(f"{path}: grid: '{key}' takes a list of single values, not {values!r}")
+    last = [key.rpartition(".")[2] for key in grid]
+    names = last if len(set(last)) == len(last) else list(grid)
+    made = {}
+    for combination in itertools.product(*grid.values()) if grid else ():
+        arm = ",".join(f"{name}={as_text(value)}" for name, value in zip(names, combination))
+        if arm in tree.get("arms", {}) or arm in made:
+            raise BadInput(f"{path}: grid: two arms are called '{arm}'")
+        made[arm] = dict(zip(grid, combination))
+    return made
 
 
 def _of_seed(path: Path, tree: dict[str, Any], seed: int) -> dict[str, Any]:
