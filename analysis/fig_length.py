@@ -42,8 +42,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         for key, name in (("entropy/mean", "entropy, nats"), ("accuracy/mean", "accuracy")):
             start, end = evolution.ends(of, key)
             row[name] = f"{start.mean():.3f} → {end.mean():.3f}"
-            difference = stats.mean_over_seeds(stats.paired(end, evolution.ends(reference, key)[1]))
-            row[f"{name}, minus GRPO"] = "" if arm == ARMS[0] else evolution.show(difference, signed=True)
+            difference = stats.paired(end, evolution.ends(reference, key)[1])
+            row[f"{name}, minus GRPO"] = "" if arm == ARMS[0] else evolution.over(difference, signed=True)
         made.append(row | {"broke": f"{int(broken.sum())} of {len(broken)}", "seeds": of["seed"].nunique()})
     return pd.DataFrame(made)
 

@@ -65,6 +65,7 @@ def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
     last = tests["step"].max()
     score = {arm: evolution.accuracy_at(tests[tests["arm"] == arm], last) for arm in known}
     start, end = evolution.ends(of[REFERENCE], "entropy/mean")
+    settings = load.settings(load.run_folders(root / name)[0])
     return Regime(
         name,
         arms,
@@ -73,7 +74,7 @@ def _regime(root: Path, name: str, arms: dict[str, Foretold]) -> Regime:
         float(start.mean()),
         float(end.mean()),
         {side: float(of[REFERENCE][f"clip/{side}"].mean()) for side in ("low", "high")},
-        load.setting(load.run_folders(root / name)[0], "reward_signal") == 1,
+        settings.get("reward", "task") == "task" and settings.get("reward_signal", 1.0) == 1,
     )
 
 
