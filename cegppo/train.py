@@ -5,6 +5,7 @@ One loop for every algorithm: what differs between methods is the weight that a 
 token.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,7 @@ def diagnose(config: Config, state: TrainState, groups: list[Group], updates: in
     ledger = Ledger(
         state.policy, state.optimizer, state.probe.batch(state.policy), rule, updates=updates, apart=d.parts,
         stride=d.stride, total=ranks.total, choose=choose if d.influence_tokens else None,
+        within=partial(memory.within, state.policy),
     )  # fmt: skip
     return ledger, table
 

@@ -152,6 +152,8 @@ class Policy:
                     f"model.gradient_checkpointing: {type(model).__name__} has no layers that can be checkpointed"
                 )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
+        if chosen.type == "cuda" and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("repeated")
         model = model.to(chosen).eval()
         if packs and not keeps_apart(model, bfloat16=dtype == "bfloat16"):
             if packing == "always":
