@@ -270,8 +270,8 @@ def test_variable_length_attention_is_the_usual_one_for_the_sampler(tiny_model):
 
 @pytest.mark.parametrize("name", ["variable_length", "repeated"])
 def test_a_pass_in_fp32_asks_for_a_kernel_that_keeps_no_scores(tiny_model, monkeypatch, name):
-    """On CUDA fp32 has one such kernel, the memory-efficient one: without a mask, and with as many heads of
-    keys and values as of queries. The ledger's passes are in fp32 whatever the run computes in."""
+    """On CUDA fp32 has one such kernel, the memory-efficient one: without a mask, and with as many
+    heads of keys and values as of queries. The ledger's passes are in fp32 in every run."""
     plain = Policy.load(tiny_model, "cpu", packing="never")
     x, asked = batch(plain), []
     right = plain.statistics(x, entropy_grad=True)
@@ -509,8 +509,8 @@ def test_a_run_that_cannot_go_on_says_why_in_a_line(tiny, tmp_path, scarce, caps
 
 
 def test_the_ledgers_own_passes_are_made_smaller(tiny, tmp_path, monkeypatch):
-    """Those before a step, after it, and at its end, each of which fails once when its work is done; the books
-    are the same but for rounding."""
+    """Those before a step, after it, and at its end, each of which fails once when its work is
+    done; the books are the same but for rounding."""
     words = ["steps=1", "diagnostics.every=1", "diagnostics.probe=8", "diagnostics.stride=1e-3", "model.packing=never"]
     words += ["updates_per_step=2", "prompts_per_step=4"]
     run = lambda name: run_training(loaded(tiny, *words, "eval_every=0", f"run_dir={tmp_path / name}"), Silent())

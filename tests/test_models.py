@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from cegppo.config import VLLM
+from cegppo.model import policy as policy_module
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
@@ -184,3 +185,28 @@ def test_lora_without_a_linear_layer(folder, tmp_path):
     pytest.importorskip("peft")
     with pytest.raises(BadInput, match="model.lora.rank: GPT2LMHeadModel has no linear layer besides its head"):
         experiment(folder("gpt2"), tmp_path, **{"model.lora.rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("version", "driver"), [("Kernel Module  570.86.10  Wed", "driver 570.86.10"), (None, "unknown")]
+)
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path, monkeypatch, version, driver):
+    """The driver of a machine is read from below a folder that stands for its root."""
+    monkeypatch.setattr(policy_module, "NVIDIA", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert policy_module.choose_device("auto").type == "cpu"  # no GPU at all
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    if version:
+        (tmp_path / "proc" / "driver" / "nvidia").mkdir(parents=True)
+        (tmp_path / "proc" / "driver" / "nvidia" / "version").write_text(
+            f"NVRM version: NVIDIA UNIX x86_64 {version}\n"
+        )
+    for name in ("auto", "cuda", "cuda:1"):
+        with pytest.raises(BadInput, match=f"model.device={name}: .*{driver}.*CUDA 13.0 needs 580 or newer"):
+            policy_module.choose_device(name)
+    assert policy_module.choose_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert policy_module.choose_device("auto").type == "cpu"  # hidden on purpose

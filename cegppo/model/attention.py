@@ -93,15 +93,15 @@ def packs(model: PreTrainedModel, bfloat16: bool) -> bool:
 def repeated_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' own, [B, heads, S, d] in, [B, S, heads, d] out; in fp32 with grouped keys and values
-    repeated.
+    """transformers' own, [B, heads, S, d] in, [B, S, heads, d] out; in fp32 with grouped keys and
+    values repeated.
 
-    Of CUDA's kernels only flash attention shares them among heads, which knows no fp32: the plain one
-    would be taken, whose scores are heads × tokens². With as many of them as queries the
+    Of CUDA's kernels only flash attention shares them among heads, which knows no fp32: the plain
+    one would be taken, whose scores are heads × tokens². With as many of them as queries the
     memory-efficient kernel is.
     """
     shared = query.shape[1] // key.shape[1]
-    narrow = query.dtype != torch.float32 or torch.is_autocast_enabled(query.device.type)  # which casts what it is given
+    narrow = query.dtype != torch.float32 or torch.is_autocast_enabled(query.device.type)  # which casts its inputs
     if not narrow and shared > 1 and attention_mask is None:  # under a mask transformers repeats them itself
         kwargs["is_causal"] = kwargs.get("is_causal", getattr(module, "is_causal", True))
         return sdpa_attention_forward(None, query, repeat_kv(key, shared), repeat_kv(value, shared), None, **kwargs)
