@@ -82,6 +82,9 @@ def train(config: Config, state: TrainState, log: Log, stop: StopSignal) -> str:
             stats.add_gradient(gradient)
             norms.append(float(norm))
         critic_metrics, critic_skipped = train_critic(config, state, minis, values["critic.lr"], log)
+        for each in (optimizer, state.critic_optimizer):  # gradients would lie beside the next rollout
+            if each is not None:
+                each.zero_grad(set_to_none=True)
         state.sampler.load(policy)
         timer.lap("update")
 

@@ -210,3 +210,32 @@ def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path, monkeypatch, version, d
     assert policy_module.choose_device("cpu").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert policy_module.choose_device("auto").type == "cpu"  # hidden on purpose
+
+
+def test_an_engine_that_sleeps_is_handed_weights_before_its_cache_wakes(chat, monkeypatch):
+    """Once a draw, and nothing is kept asleep. The engine that does so needs a GPU; this one
+    records what it is told."""
+    told = []
+    engine = SimpleNamespace(
+        sleep=lambda level: told.append(f"sleep {level}"),
+        wake_up=lambda tags: told.append(f"wake {' '.join(tags)}"),
+        collective_rpc=lambda receive, args: told.append(f"{len(list(args[0]))} tensors"),
+        reset_prefix_cache=lambda: told.append("clear"),
+    )
+    monkeypatch.setattr(VLLMSampler, "_start", lambda self, settings: engine)
+    monkeypatch.setattr(VLLMSampler, "_generate", lambda self, asked: told.append("generate") or [1 / fine[0]])
+    monkeypatch.setattr(VLLMSampler, "_rollout", lambda *_: "a response")
+    fine, tensors = [1], f"{len(list(chat.weights()))} tensors"
+    monkeypatch.setattr(chat, "device", torch.device("cuda"))
+    sampler = VLLMSampler(chat, Sampling(0, max_tokens=20), settings=VLLM())
+    sampler.load(chat)
+    assert told == ["sleep 2"], "until it draws there is nothing to wake for"
+    draw = ["wake weights", tensors, "clear", "wake kv_cache", "generate", "sleep 2"]
+    assert sampler.sample(requests([prompt(chat)], 1), 0) == ["a response"] and told[1:] == draw
+    fine[0] = 0
+    with pytest.raises(ZeroDivisionError):
+        sampler.sample(requests([prompt(chat)], 1), 0)
+    assert told[7:] == draw, "asleep again after an error"
+    told.clear()
+    VLLMSampler(chat, Sampling(0), settings=VLLM(sleep=False)).load(chat)
+    assert told == 2 * [tensors, "clear"]
