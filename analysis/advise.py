@@ -34,7 +34,7 @@ def text(folder: Path, results: Path, target: float | None = None) -> str:
         "levers: change of entropy per unit of β, mean [95 % t interval], first order",
         levers(parameter, logit, gain, steps).to_string(index=False),
         f"intervals: parameter space over {parameter.over()}, logit space over {logit.over()}; eventual: × {gain:.3g} ="
-        f" 1/(1 − β₁ of AdamW), over the run: × {steps:.0f} steps. Logit units have no size, only signs and ratios.",
+        f" 1/(1 − AdamW's β₁), over the run: × {steps:.0f} steps. Logit units have no size, only signs and ratios.",
         f"is eventual right in this run? {_size(metrics, beta1)} {ledger.check_text(metrics, beta1)}",
         "",
         *lines_of("parameter space", parameter, own_2),

@@ -216,10 +216,11 @@ def _problems(tests: pd.DataFrame) -> str:
 def sections(c: Compared, looks: dict, reward: str) -> list[tables.Section]:
     """The table of the arms, and of their paired differences to the first."""
     last = evolution.last_evaluation(c.tests)
-    window = evolution.WINDOW
-    said = [f"Reward: {reward}.", f"Entropy: mean of the first and of the last {window} steps, to step"]
+    width = evolution.window_of(c.runs)
+    steps = f"{width} steps" if width > 1 else "step"
+    said = [f"Reward: {reward}.", f"Entropy: mean of the first and of the last {steps}, to step"]
     said[-1] += f" {c.runs['step'].max()}; outside: share of tokens outside the clip, mean over the run;"
-    said[-1] += f" length: mean of the last {window} steps."
+    said[-1] += f" length: mean of the last {steps}."
     if last is not None:
         said.append(f"Accuracy: mean of the benchmarks, avg@{load.samples(c.tests)}; best: of each run's evaluations,")
         said[-1] += " chosen on these same benchmarks, so optimistic; 95 % t intervals over seeds, from three up."

@@ -169,11 +169,22 @@ def by_step(runs: pd.DataFrame, key: str) -> pd.DataFrame:
     return runs.pivot(index="step", columns="seed", values=key)
 
 
+def window(steps: int) -> int:
+    """How many steps a start and an end are means of: WINDOW, and of a short run at most half, so
+    that they do not overlap."""
+    return max(1, min(WINDOW, steps // 2))
+
+
+def window_of(runs: pd.DataFrame) -> int:
+    """The same, of what was recorded."""
+    return window(int(runs["step"].max() - runs["step"].min() + 1))
+
+
 def ends(runs: pd.DataFrame, key: str) -> tuple[pd.Series, pd.Series]:
-    """Mean of `key` over the first and over the last WINDOW steps, by seed."""
-    last = runs["step"].max()
+    """Mean of `key` over the first and over the last steps (`window`), by seed."""
+    first, last, width = runs["step"].min(), runs["step"].max(), window_of(runs)
     by_seed = lambda rows: rows.groupby("seed")[key].mean()
-    return by_seed(runs[runs["step"] <= WINDOW]), by_seed(runs[runs["step"] > last - WINDOW])
+    return by_seed(runs[runs["step"] < first + width]), by_seed(runs[runs["step"] > last - width])
 
 
 def accuracy_at(tests: pd.DataFrame, step: int) -> pd.Series:

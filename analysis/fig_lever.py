@@ -42,7 +42,7 @@ def draw(results: Path) -> None:
     style.caption(
         figure,
         f"testbed; colour: from {evolution.seeds(runs[runs['arm'] == REFERENCE])} of {style.look(REFERENCE)[0]} alone,"
-        f" sweep {fig_ledger.SWEEP}, first order at once × 1/(1 − β₁ of AdamW) × steps; points: the paper's grid,"
+        f" sweep {fig_ledger.SWEEP}, first order at once × 1/(1 − AdamW's β₁) × steps; points: the paper's grid,"
         f" policy entropy over the last {evolution.WINDOW} steps\nless that of β = (0, 0), paired by seed, mean and"
         " 95 % t interval; " + "; ".join(_sources(found)),
     )

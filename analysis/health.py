@@ -14,7 +14,6 @@ import pandas as pd
 from . import evolution, ledger, regimes
 from .curves import MEAN
 
-WINDOW = evolution.WINDOW  # steps that a start and an end are means of
 DOUBLED = 2.0  # entropy at the end over the start: an explosion
 CONSTANT = 0.5  # share of groups that teach nothing
 TRUNCATED = 0.05  # share of answers cut at the token limit
@@ -54,16 +53,17 @@ def _has(metrics: pd.DataFrame, key: str) -> bool:
 
 
 def _ends(metrics: pd.DataFrame, key: str) -> tuple[float, float]:
-    """Mean over the first and over the last WINDOW steps."""
+    """Mean over the first and over the last steps (`evolution.window`)."""
     values = metrics[key].dropna()
-    return float(values[:WINDOW].mean()), float(values[-WINDOW:].mean())
+    width = evolution.window(len(values))
+    return float(values[:width].mean()), float(values[-width:].mean())
 
 
 def _entropy(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]:
     if not _has(metrics, "entropy/mean") or len(metrics) < 2:
         return
     start, end = _ends(metrics, "entropy/mean")
-    number = f"{start:.3f} → {end:.3f} nats (means of {min(WINDOW, len(metrics))} steps)"
+    number = f"{start:.3f} → {end:.3f} nats (means of {evolution.window(len(metrics))} steps)"
     if regimes.trend({"entropy_start": start, "entropy_end": end}) == "collapses":
         why = "more than half is gone: samples of a group become alike, and with them goes what a group teaches"
         yield Note("bad", "entropy collapsed", number, why, "entropy/mean")
@@ -131,11 +131,13 @@ def _verdicts(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]
     sources = settings.get("data", {}).get("train") or [{}]
     if all(source.get("verifier") == "none" for source in sources):
         return  # nobody says what is right, so that no answer can lack what is graded
+    own = settings.get("reward", "task") != "task"
+    counts = "accuracy counts them as failed, the reward need not" if own else "graded as failed"
     said = {
         "truncated": (
             "truncated answers",
             TRUNCATED,
-            "cut at rollout.max_tokens before a final answer: graded as failed",
+            f"cut at rollout.max_tokens before a final answer: {counts}",
         ),
         "no_answer": ("answers without an answer", UNANSWERED, "nothing there to grade"),
         "grader_error": ("grader failed", 0.0, "what was not graded counts as not right, and is noise in the reward"),
@@ -146,7 +148,7 @@ def _verdicts(metrics: pd.DataFrame, settings: dict[str, Any]) -> Iterator[Note]
             continue
         end = float(metrics[key].max()) if name == "grader_error" else _ends(metrics, key)[1]
         over = "worst step" if name == "grader_error" else "mean of the last steps"
-        level = "fine" if end <= most else "bad" if end > 4 * TRUNCATED and name == "truncated" else "look"
+        level = "fine" if end <= most else "bad" if end > 4 * TRUNCATED and name == "truncated" and not own else "look"
         yield Note(level, what, f"{end:.1%} of what was sampled ({over})", why, key)
 
 

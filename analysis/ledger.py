@@ -139,7 +139,7 @@ def agreement_cells(made: pd.DataFrame) -> pd.DataFrame:
 
 
 def check(metrics: pd.DataFrame, beta1: float) -> dict[str, Triple]:
-    """Whether 1/(1 − β₁) of what all tokens did at once is what a step does: `eventual`,
+    """Whether 1/(1 − AdamW's β₁) of what all tokens did at once is what a step does: `eventual`,
     `measured`, and `difference` (nats a step). Intervals over seeds, of one run over its looked-at
     steps."""
     rows = entries(metrics)
@@ -163,11 +163,12 @@ def check_text(metrics: pd.DataFrame, beta1: float) -> str:
     they are too few to say."""
     rows = entries(metrics)
     if over(rows).endswith("steps") and len(rows) < FEW:
-        return f"1/(1 − β₁) of what all tokens did at once against measured: not shown, {len(rows)} looked-at steps"
+        what = "1/(1 − AdamW's β₁) of what all tokens did at once against measured"
+        return f"{what}: not shown, {len(rows)} looked-at steps"
     found = {name: show(triple, "{:+.2f}", MILLI) for name, triple in check(metrics, beta1).items()}
     return (
-        f"1/(1 − β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']}; difference:"
-        f" {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(rows)})"
+        f"1/(1 − AdamW's β₁) of what all tokens did at once: {found['eventual']}; measured: {found['measured']};"
+        f" difference: {found['difference']} (10⁻³ nats a step, 95 % t interval over {over(rows)})"
     )
 
 

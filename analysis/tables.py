@@ -3,6 +3,7 @@ compute with."""
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,27 @@ SPECIAL = str.maketrans(
         "\n": " ",
         "−": "$-$",
         "β": r"$\beta$",
+        "λ": r"$\lambda$",
+        "ε": r"$\epsilon$",
+        "π": r"$\pi$",
+        "ρ": r"$\rho$",
+        "Δ": r"$\Delta$",
+        "→": r"$\to$",
+        "×": r"$\times$",
+        "·": r"$\cdot$",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "≈": r"$\approx$",
+        "–": "--",
+        "…": "...",
         "†": r"\dag{}",
         "±": r"$\pm$",
         "“": "``",
         "”": "''",
     }
 )
+RAISED = re.compile("[⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+LOWERED = re.compile("[₋₊₀₁₂₃₄₅₆₇₈₉]+")
 # What Markdown would read as something else; `<` only where a tag could begin.
 MARKS = re.compile(r"[\\|$`]|<(?=[A-Za-z/!])")
 
@@ -101,9 +117,23 @@ def _marked(text: str) -> str:
     return MARKS.sub(r"\\\g<0>", _plain(" ".join(text.split())))
 
 
+def tex(text: str) -> str:
+    """`text` as LaTeX in ASCII, which every engine takes: a sign that LaTeX has is written by its
+    name, a letter with an accent without it, and any other by its code."""
+    text = text.translate(SPECIAL)
+    text = RAISED.sub(lambda found: f"$^{{{_ascii(found[0])}}}$", text)
+    text = LOWERED.sub(lambda found: f"$_{{{_ascii(found[0])}}}$", text)
+    return "".join(c if c.isascii() else _ascii(c) or f"[U+{ord(c):04X}]" for c in text)
+
+
+def _ascii(text: str) -> str:
+    """The nearest ASCII of `text`; nothing where there is none."""
+    return unicodedata.normalize("NFKD", text).replace("−", "-").encode("ascii", "ignore").decode()
+
+
 def _latex(section: Section) -> str:
-    head, *body = (" & ".join(cell.translate(SPECIAL) for cell in line) + r" \\" for line in _lines(section.cells))
-    caption = _plain(f"{section.title}. {section.caption}").translate(SPECIAL)
+    head, *body = (" & ".join(map(tex, line)) + r" \\" for line in _lines(section.cells))
+    caption = tex(_plain(f"{section.title}. {section.caption}"))
     return "\n".join(
         [
             r"\begin{table}",

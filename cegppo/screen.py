@@ -40,10 +40,20 @@ def progress(step: int, steps: int) -> str:
 
 
 def score(config: Config, m: dict[str, float]) -> str:
-    """The accuracy in a step's metrics; where nobody says what is right, the reward."""
-    verifiers = {source.verifier for source in config.data.train}
-    name, word = ("reward/mean", "reward") if verifiers == {"none"} else ("accuracy/mean", "acc")
-    return f"{word} {m.get(name, MISSING):.3f}"
+    """The accuracy in a step's metrics, where somebody says what is right; the reward where it is
+    not the task's own."""
+    show = lambda name: f"{m.get(f'{name}/mean', MISSING):.3f}"
+    reward, accuracy = f"reward {show('reward')}", f"acc {show('accuracy')}"
+    if {source.verifier for source in config.data.train} == {"none"}:
+        return reward
+    return accuracy if config.reward == "task" else f"{reward}  {accuracy}"
+
+
+def who_grades(config: Config) -> str:
+    """What trains and what accuracy counts, where the reward is not the task's own."""
+    verifiers = sorted({source.verifier for source in config.data.train})
+    by = {"answer": "the final answer", "none": "nobody", "code": "its tests", "instructions": "its instructions"}
+    return f"reward by {config.reward}; accuracy by {', '.join(by.get(name, name) for name in verifiers)}"
 
 
 class Screen:
@@ -76,6 +86,8 @@ class Screen:
         self.say(
             f"{folder}: {config.method}, {config.steps} steps" + (f", continuing after step {step}" if step else "")
         )
+        if config.reward != "task":
+            self.say(who_grades(config))
         if self.live:
             self._bar = Progress(
                 TextColumn("{task.description}"),

@@ -16,9 +16,8 @@ from cegppo.objective import Objective
 from cegppo.state import build
 from cegppo.train import run_training
 from cegppo.types import BadInput
-
-from . import steps
-from .test_train import Silent
+from tests import steps
+from tests.test_train import Silent
 
 PPO = ["method=ppo", "update.kl_coef=0.1"]
 EVAL = ["eval.k=3", "eval.size=5"]

@@ -111,7 +111,7 @@ def test_the_table_and_the_differences_by_hand(results, capsys):
     said = capsys.readouterr().out
     numbers = pd.read_csv(results / "figures" / "compare_mine.csv").set_index(["section", "arm", "quantity"])
     at = lambda *key: numbers.loc[key]
-    assert at("arm", "slow", "entropy, start")["value"] == pytest.approx(0.53)
+    assert at("arm", "slow", "entropy, start")["value"] == pytest.approx(0.52)  # of three steps of six
     assert at("arm", "slow", "accuracy, last")["value"] == pytest.approx((2 + 2 + 3) / 8 / 3, rel=1e-4)
     assert at("arm", "slow", "accuracy, best")["value"] == pytest.approx(0.5) and "accuracy, step 6" in said
     up = at("less slow", "fast", "entropy, last steps")
@@ -306,7 +306,7 @@ def test_a_run_without_a_value_costs_its_own_row(results, lacks, capsys):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert front_door.main(["compare", "mine", "--results", str(results), "--to", "slow"]) == 0
     said = capsys.readouterr().out
-    assert "update.lr = 1" in said and "0.530 → 0.540" in said  # the others have theirs
+    assert "update.lr = 1" in said and "0.520 → 0.550" in said  # the others have theirs
 
 
 def test_a_run_of_one_step_stops_no_comparison(results, capsys):

@@ -28,15 +28,15 @@ ranks shipped masking config.recipe config.schema config.reference config.checks
 config.layers
 config config.__main__
 record.files record.names record.tables record.pack record.read record.keep record.aside record.seen
-record.provenance record.again record.histograms record.mirror record.to_wandb record.to_tensorboard record.run
-record.fork
+record.provenance record.again record.histograms record.mirror record.shown record.to_wandb record.to_tensorboard
+record.run record.fork
 problems.grader problems.judges problems.sandboxed problems.sandbox problems.programs problems.instructions
 problems.harmless
 problems.answers problems.units problems.notation problems.comparison
 problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
-model.parallel model.lora model.head plugins.verl_statistics model.traits model.attention model.cache model.bins
-model.policy model.gguf
+model.hub model.parallel model.lora model.head plugins.verl_statistics model.traits model.attention model.cache
+model.bins model.policy model.gguf
 model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.engines rollout.probe rollout.stale
 schedules checkpoint evaluate respond metrics gradient state batch log stop train curves

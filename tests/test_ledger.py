@@ -477,7 +477,7 @@ PEAK = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {root!r})
-from torch.profiler import profile
+from tests import steps
 from tests.test_ledger import SmallPolicy, objective
 from cegppo.instrument.entropy import BY_PROBABILITY
 from cegppo.instrument import ledger as module

@@ -4,16 +4,17 @@ mirror stops or delays a run."""
 import json
 import re
 import shutil
-import struct
+import subprocess
+import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
 
 import run as front_door
 from cegppo.record import mirror
@@ -30,36 +31,26 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOKED_AT = "diagnostics.every=2"
 
 
-def records(path):
-    """The records of an offline run: LevelDB's log format after seven bytes, a protobuf each."""
-    data, at, part = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:  # a header never straddles two blocks
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        part, at = part + data[at + 7 : at + 7 + length], at + 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            made = wandb_internal_pb2.Record()
-            made.ParseFromString(part)
-            yield made
-            part = b""
+def records(path, kind):
+    """The records of one `kind` in a file of wandb's, by its own reader."""
+    return [record[kind] for record in read(path, path.stat().st_size) if record["type"] == kind]
+
+
+@cache
+def read(path, _):
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def history(path):
-    """{step: {name: value}} of what was logged; nested keys joined."""
+    """{step: {name: value}} of what was logged; what stands under `name.key` is {key: value}."""
     made = {}
-    for record in records(path):
-        if record.WhichOneof("record_type") == "history":
-            row = {}
-            for item in record.history.item:
-                name, *inside = [item.key] if item.key else list(item.nested_key)
-                value = json.loads(item.value_json)
-                if inside:
-                    row.setdefault(name, {})[".".join(inside)] = value
-                else:
-                    row[name] = value
-            made[row["_step"] if "_step" in row else record.history.step.num] = row
+    for record in records(path, "history"):
+        row = made.setdefault(record["item"]["_step"], {})
+        for key, value in record["item"].items():
+            name, _, inside = key.partition(".")
+            row.update({name: row.get(name, {}) | {inside: value}} if inside else {name: value})
     return made
 
 
@@ -67,7 +58,7 @@ def offline(folder):
     """The offline files of a run that has ended, in their order."""
     paths = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     end = time.monotonic() + 60
-    while not all(any(r.WhichOneof("record_type") == "exit" for r in records(path)) for path in paths):
+    while not all(records(path, "exit") for path in paths):
         time.sleep(0.1)  # wandb's own process writes them, now or a little later
         assert time.monotonic() < end
     return paths
@@ -86,9 +77,9 @@ def mirrored(tiny_text, tmp_path_factory):
 
 def test_wandb_has_every_number(mirrored):
     (path,) = offline(mirrored)
-    (about,) = [r.run for r in records(path) if r.WhichOneof("record_type") == "run"]
-    assert about.job_type == "train" and list(about.tags) == ["grpo", "loss ppo_clip", "reward random", "mine"]
-    assert about.run_id == (mirrored / "wandb" / "id").read_text() and about.run_group == "tiny/grpo"
+    (about,) = records(path, "run")
+    assert about["job_type"] == "train" and about["tags"] == ["grpo", "loss ppo_clip", "reward random", "mine"]
+    assert about["run_id"] == (mirrored / "wandb" / "id").read_text() and about["run_group"] == "tiny/grpo"
     logged = history(path)
     assert list(logged) == [0, 1, 2, 3, 4]
     for row in read_lines(mirrored / "metrics.jsonl"):
@@ -129,10 +120,10 @@ def test_wandb_has_tables_and_files(mirrored):
     table = read(logged[4]["completions/sums"])
     wanted = [text for row in seen if row["step"] == 4 for text in row["completions"]]
     assert [row[table["columns"].index("completion")] for row in table["data"]] == wanted
-    made = [r.artifact for r in records(path) if r.WhichOneof("record_type") == "artifact"]
-    files = [a for a in made if a.type == "tokens"]
-    assert [entry.path for a in files for entry in a.manifest.contents] == ["step000002.parquet", "step000004.parquet"]
-    assert [set(a.aliases) for a in files] == [{"latest", "step2"}, {"latest", "step4"}]
+    files = [made for made in records(path, "artifact") if made["type"] == "tokens"]
+    named = [entry["path"] for made in files for entry in made["manifest"]["contents"]]
+    assert named == ["step000002.parquet", "step000004.parquet"]
+    assert [set(made["aliases"]) for made in files] == [{"latest", "step2"}, {"latest", "step4"}]
 
 
 def test_the_panels_that_are_documented_are_logged(mirrored):
@@ -163,6 +154,42 @@ def test_one_run_of_wandb_however_often_it_resumes(tiny, tmp_path):
     go(1)
     (again,) = offline(folder)
     assert again.stem != f"run-{first}"
+
+
+@pytest.mark.slow
+def test_steps_that_a_kill_cost_the_mirror_are_added_at_resume(tiny, tmp_path, capfd):
+    """wandb's file is cut short, as a kill leaves it: in the middle of a record."""
+    folder = tmp_path / "run"
+    words = ["wandb.mode=offline", LOOKED_AT, f"run_dir={folder}"]
+    assert run_training(load(tiny, "steps=3", *words), Silent()) == "finished"
+    (before,) = offline(folder)
+    whole, data = history(before), before.read_bytes()
+    before.write_bytes(data[: data.index(b"hist/entropy") + 20])  # which step 2 is the first to have
+    time.sleep(1.1)  # wandb names a folder by the second
+    assert run_training(load(tiny, "steps=4", *words), Silent()) == "finished"
+    assert "wandb: steps that its files lacked are added: 2 to 3\n" in capfd.readouterr().err
+    before.rename(before.with_suffix(".cut"))  # it never says that it ended
+    (after,) = offline(folder)
+    added = history(after)
+    assert list(added) == [2, 3, 4]
+    changes = ("_runtime", "_timestamp")
+    numbers = lambda row: {k: v for k, v in row.items() if not isinstance(v, dict) and k not in changes}
+    shown = lambda row: {k: v for k, v in row.items() if k.startswith("hist/")}
+    for step in (2, 3):
+        assert numbers(added[step]) == pytest.approx(numbers(whole[step]), nan_ok=True)
+        assert added[step].keys() == whole[step].keys() and shown(added[step]) == shown(whole[step])
+
+
+@pytest.mark.slow
+def test_a_mirror_whose_files_cannot_be_read_says_what_may_be_missing(tiny, tmp_path, capfd):
+    folder = tmp_path / "run"
+    go = lambda steps: run_training(load(tiny, f"steps={steps}", "wandb.mode=offline", f"run_dir={folder}"), Silent())
+    go(1)
+    (before,) = offline(folder)
+    before.write_bytes(b"no file of wandb's")
+    time.sleep(1.1)
+    assert go(2) == "finished"
+    assert "wandb: steps up to 1 may be missing: wandb's reader fails on" in capfd.readouterr().err
 
 
 def test_a_sweeps_agent_names_its_run(tmp_path, monkeypatch):

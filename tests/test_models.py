@@ -63,6 +63,14 @@ def test_a_model_that_packs(folder):
     assert (padded.old_logprob_BT - packed.old_logprob_BT).abs().max() < 2e-5
 
 
+def test_a_model_whose_causal_mask_bounds_a_row(folder):
+    """GPT-Neo keeps it as a buffer: answers in a bin, or packed, are longer than any one."""
+    policy = Policy.load(folder("gpt_neo"), "cpu", packing="auto")
+    assert not policy.in_bins and Policy.load(folder("gpt2"), "cpu", packing="auto").in_bins
+    with pytest.raises(BadInput, match="does not keep packed answers apart"):
+        Policy.load(folder("gpt_neo"), "cpu", packing="always")
+
+
 TURN = 94  # plays <end_of_turn>: named by the generation configuration alone, and no special token
 
 

@@ -114,8 +114,43 @@ WRONG = {
     ],
     "digits apart": [("12", "1 2"), ("3", "1 2"), ("0", "1 000"), ("6", "2 3"), ("103", "10 3")],
     "e-notation": [("4.5e33", "4.5e34"), ("3e8", "3e-8"), ("-3e8", "3e8")],
+    "marks that are dropped": [
+        ("x'", "x"),
+        ("f'(x)", "f(x)"),
+        ("f''(x)", "f'(x)"),
+        ("x^\\prime", "x"),
+        ("(fg)'", "fg"),
+        ("A^T", "A"),
+        ("x^T y", "y^T x"),
+        ("4", "4\\sqrt(2)"),
+    ],
+    "points in an order": [
+        ("\\angle ABC", "\\angle ACB"),
+        ("\\vec{AB}", "\\vec{BA}"),
+        ("\\triangle ABC", "\\triangle BCA"),
+        ("\\frac{dy}{dx}", "\\frac{dx}{dy}"),
+    ],
+    "sets and pairs": [("(0,1)", "\\{0,1\\}"), ("\\{1,2\\}", "(2,1)"), ("(1,2)", "\\{2, 1\\}")],
+    "one side of an equation": [
+        ("n=2, 3, 4", "n=1, 2, 3"),
+        ("D = (0, 1)", "D = (0, 1.5)"),
+        ("3x-y+13=0", "3x + 4y + 14=0"),
+        ("19, 46, \\text{ and } 82", "21, 36, and 82"),
+        ("\\pm 2021", "2021"),
+        ("12:00", "1:00"),
+    ],
 }
 RIGHT = {
+    "equations": [
+        ("2x", "\\frac{dy}{dx} = 2x"),
+        ("f'(x)=2x", "2x"),
+        ("y' = 2x", "2x"),
+        ("30^\\circ", "\\angle ABC = 30^\\circ"),
+        ("3x-y+13=0", "y=3x+13"),
+        ("n=2, 3, 4", "n=4,3,2"),
+    ],
+    "marks": [("x'", "x^\\prime"), ("x'+1", "1+x'"), ("a^T", "a^{T}"), ("3", "\\log_2 8"), ("\\{0,1\\}", "0,1")],
+    "text within": [("12:00 \\text{ p.m.}", "12:00 p.m."), ("\\pm 2021", "2021, -2021")],
     "e-notation": [
         ("4.5e33", "4.5\\times 10^{33}"),
         ("4.5e33", "4.5e33"),
@@ -363,6 +398,16 @@ def test_numbers_in_json_and_in_parquet_are_references(tmp_path):
     for name in ("a.jsonl", "a.parquet"):
         made = problems_of(read_rows(tmp_path / name), Source(file=name), name)
         assert [notation.normalised(answer) for _, answer, _ in made] == ["1/100000", "10000000000000000"]
+
+
+def test_a_solution_with_a_box_without_braces_has_an_answer(tmp_path):
+    from cegppo.config import Source
+    from cegppo.problems.data import problems_of
+
+    row = {"problem": "What is the largest x with 2x = 4?", "solution": "It is $\\boxed 2$."}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    ((_, answer, _),) = problems_of(read_rows(tmp_path / "a.jsonl"), Source(file="a.jsonl"), "a.jsonl")
+    assert answer == "2"
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path):

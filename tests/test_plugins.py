@@ -2,6 +2,7 @@
 instrument, however that trainer cuts them up."""
 
 import dataclasses
+from dataclasses import fields
 
 import hypothesis
 import pytest
@@ -144,6 +145,21 @@ def test_what_a_trainer_does_not_give_is_left_out_and_nothing_else():
     assert {k.split("/")[0] for k in of_some} == {"tokens", "clip", "kl", "ratio"}
 
 
+def test_a_line_whose_completions_are_all_cut_and_masked_has_no_metrics_of_tokens():
+    """As a trainer that masks truncated completions hands it over: a loss of 0, and no KeyError."""
+    x = as_given(measured().but(mask_BT=torch.zeros_like(measured().mask_BT)))
+    served = serve(load("there", "cegppo", {}), x, token_mean(x.mask_BT, 1.0))
+    tally = Tally()
+    tally.add_tokens(x, served.weights, served.scale_BT)
+    assert served.loss == 0 and tally.settled().metrics(1) == {} and "tokens" not in tally.sums
+    whole = as_given(measured())
+    served = serve(load("there", "cegppo", {}), whole, token_mean(whole.mask_BT, 1.0))
+    alone = Tally()
+    for each in (tally, alone):
+        each.add_tokens(whole, served.weights, served.scale_BT)
+    assert tally.settled().metrics(1) == alone.settled().metrics(1)
+
+
 def test_advantages_may_be_one_a_row_and_half_precision_is_widened():
     logprob_BT = torch.full((2, 3), -1.0, dtype=torch.bfloat16, requires_grad=True)
     x = token_batch(logprob_BT, logprob_BT, torch.tensor([1.0, -2.0]), torch.ones(2, 3, dtype=torch.bool))
@@ -172,7 +188,8 @@ def test_a_wrong_name_or_value_is_one_clear_line(name, knobs, says):
 
 FIELDS = (
     "logprob_BT", "old_logprob_BT", "advantage_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT", "old_entropy_BT",
-    "proxy_logprob_BT", "uniform_BT",
+    "proxy_logprob_BT", "uniform_BT", "sampler_logprob_BT", "behaviour_logprob_BT", "ref_logprob_BT", "old_value_BT",
+    "return_BT",
 )  # fmt: skip
 JUNK = (float("nan"), float("inf"), -float("inf"), 1e300)
 
@@ -193,6 +210,10 @@ def _handed_over(name: str, junk_of: dict[str, float]) -> tuple[torch.Tensor, to
         token_mean(x.mask_BT, float(x.mask_BT.sum())), factor_BT,
     )  # fmt: skip
     return served.loss, torch.autograd.grad(served.loss, leaf)[0], served.facts
+
+
+def test_every_field_of_tokens_is_tried():
+    assert set(FIELDS) == {f.name for f in fields(TokenBatch) if f.name.endswith("_BT")} - {"mask_BT"}
 
 
 @pytest.mark.parametrize("name", losses.names())

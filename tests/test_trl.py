@@ -71,10 +71,13 @@ OPTIONS = [
     {"beta": 0.1},
     {"beta": 0.1, "use_bias_correction_kl": False},
     {"entropy_coef": 0.05},
+    {"use_adaptive_entropy": True, "entropy_coef": 0.02, "entropy_target": 9.0},
     {"top_entropy_quantile": 0.4},
     {"off_policy_mask_threshold": 0.01},
     {"epsilon": 0.1},
     {"epsilon_high": 0.28},
+    {"importance_sampling_level": "sequence", "epsilon": 0.05},
+    {"importance_sampling_level": "sequence", "beta": 0.1},
 ]
 
 
@@ -94,6 +97,22 @@ def test_ppo_clip_is_trls_own_loss(tiny_model, tmp_path, batch, loss_type, optio
     for key, values in theirs._metrics["train"].items():
         # TRL takes a ratio above delta for delta before it looks where the ratio is.
         assert mine._metrics["train"][key] == pytest.approx(values, abs=1e-6), key
+
+
+@pytest.mark.parametrize("target", [0.1, 9.0])
+def test_an_adaptive_entropy_bonus_is_trls(tiny_model, tmp_path, batch, target):
+    """Its coefficient moves after an update, and acts from the next one on."""
+    parts = [rows(batch, 0, 3), rows(batch, 3, ROWS)]
+    adaptive = dict(use_adaptive_entropy=True, entropy_coef=0.05, entropy_coef_delta=0.03, entropy_target=target)
+    pair = [(GRPOTrainer, {}), (CEGPPOTrainer, {"loss": "ppo_clip"})]
+    theirs, mine = (trainer(tiny_model, tmp_path, kind, **adaptive, **more) for kind, more in pair)
+    for _ in range(3):
+        (expected, expected_gradient), (loss, gradient) = (loss_and_gradient(t, parts) for t in (theirs, mine))
+        close(loss, expected, 1e-6)
+        close(gradient, expected_gradient, 1e-6)
+    coefficients = mine._metrics["train"]["entropy_coef"]
+    assert coefficients == theirs._metrics["train"]["entropy_coef"]
+    assert coefficients == pytest.approx([0.08, 0.11, 0.14] if target == 9.0 else [0.02, 0.0, 0.0])
 
 
 def test_without_beta_the_gradient_is_trls(tiny_model, tmp_path, batch):
@@ -154,6 +173,42 @@ def test_the_updates_of_a_rollout_end_where_ours_do(tiny_model, tmp_path):
     assert metrics["clip/low"] > 0 < metrics["clip/high"]
 
 
+@pytest.mark.parametrize("loss_type", AGGREGATES)
+def test_masked_completions_leave_what_trl_logs(tiny_model, tmp_path, loss_type):
+    """Every completion is cut at two tokens and masked: no token trains, and no line fails."""
+    masked = dict(mask_truncated_completions=True, max_completion_length=2, loss_type=loss_type, logging_steps=1)
+    masked |= dict(generation_kwargs={"min_new_tokens": 2})
+    logs = {}
+    for kind, more in ((GRPOTrainer, {}), (CEGPPOTrainer, {"loss": "ppo_clip"}), (CEGPPOTrainer, {"loss": "gspo"})):
+        t = trainer(tiny_model, tmp_path, kind, max_steps=2, **masked, **more)
+        before = [p.detach().clone() for p in t.model.parameters()]
+        t.train()
+        close(list(t.model.parameters()), before, 0)
+        logs[more.get("loss")] = t.state.log_history[:-1]
+    timed = ("step_time",)
+    plain = [[{k: v for k, v in row.items() if k not in timed} for row in rows] for rows in logs.values()]
+    assert len(plain[0]) == 2 and plain[0] == plain[1] == plain[2]
+    assert plain[0][0]["completions/clipped_ratio"] == 1 and plain[0][0]["loss"] == 0
+
+
+@pytest.mark.parametrize("loss_type", AGGREGATES)
+def test_tokens_of_tools_count_for_nothing(tiny_model, tmp_path, batch, loss_type):
+    """TRL's `tool_mask` is 0 where a tool answered: the loss and its gradient are TRL's own, and no
+    metric counts those tokens, whatever stands there."""
+    tool_mask = torch.ones_like(batch["completion_mask"])
+    tool_mask[:, 2:4] = 0
+    called = batch | {"tool_mask": tool_mask, "num_items_in_batch": (batch["completion_mask"] * tool_mask).sum()}
+    expected = loss_and_gradient(trainer(tiny_model, tmp_path, GRPOTrainer, loss_type=loss_type), [called])
+    t = trainer(tiny_model, tmp_path, loss="ppo_clip", loss_type=loss_type)
+    found = loss_and_gradient(t, [called])
+    close(found[0], expected[0], 1e-6)
+    close(found[1], expected[1], 1e-6)
+    metrics, other = t._token_metrics(), called["old_per_token_logps"].clone()
+    other[:, 2:4] = -50.0
+    loss_and_gradient(t, [called | {"old_per_token_logps": other}])
+    assert t._token_metrics() == pytest.approx(metrics) and metrics["clip/low"] > 0
+
+
 def test_evaluation_and_one_update_a_rollout(tiny_model, tmp_path):
     with pytest.warns(UserWarning, match="one update a rollout: the ratio is 1"):
         t = trainer(tiny_model, tmp_path, steps_per_generation=1, max_steps=2, logging_steps=1)
@@ -164,6 +219,16 @@ def test_evaluation_and_one_update_a_rollout(tiny_model, tmp_path):
     t.train_dataset, t.eval_dataset = None, t.train_dataset.select(range(4))
     found = t.evaluate()
     assert "eval_clip_ratio/low_mean" in found and "eval_clip/low" not in found
+
+
+def test_a_line_whose_completions_are_all_cut_and_masked(tiny_model, tmp_path):
+    """There is no token to measure, and the training goes on as TRL's own does."""
+    t = trainer(
+        tiny_model, tmp_path, max_completion_length=1, mask_truncated_completions=True, max_steps=4, logging_steps=1
+    )
+    t.train()
+    lines = [row for row in t.state.log_history if "loss" in row]
+    assert len(lines) == 4 and any("clip/low" not in row for row in lines)
 
 
 def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_path, batch):
@@ -195,8 +260,11 @@ def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_pa
         ({"loss": "boundary_rescue"}, "TRL: loss 'boundary_rescue' needs uniform, which TRL does not give it"),
         ({"loss_type": "sapo"}, "CEGPPOConfig: loss_type says here how token losses are aggregated"),
         ({"importance_sampling_level": "sequence"}, "CEGPPOConfig: importance_sampling_level is 'token' here"),
+        (
+            {"importance_sampling_level": "sequence", "loss": "ppo_clip", "delta": 2.0},
+            "CEGPPOConfig: delta is not here with importance_sampling_level='sequence'",
+        ),
         ({"delta": 1.1}, "CEGPPOConfig: delta must be above the clip's upper bound, 1.2, not 1.1"),
-        ({"use_adaptive_entropy": True}, "CEGPPOConfig: use_adaptive_entropy is not here"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(given, says):

@@ -71,7 +71,9 @@ def load(
         plain, _ = _resolve([*files, ("command line", {"method": method})])
         before = plain.identity()
         changed = {k: v for k, v in config.identity().items() if before.get(k) != v and k not in ("seed", "experiment")}
-        name = ",".join([method, *(f"{k}={_short(v)}" for k, v in changed.items())])
+        # What is only measured names no folder, and a dry run has one of its own.
+        trains = {k: v for k, v in changed.items() if k != "eval_every" and not k.startswith("eval.")}
+        name = ",".join([method, *named, *(f"{k}={_short(v)}" for k, v in trains.items())])
         if len(name.encode()) > MOST_BYTES:  # as folders are named: the rest is told by a digest
             name = name.encode()[: MOST_BYTES - 13].decode(errors="ignore") + f",{digest(name)}"
         config.arm = name
@@ -88,8 +90,16 @@ def _named_model(name: str, where: str) -> list[Layer]:
 
 
 def _short(value: Any) -> str:
-    """A value as part of a folder's name."""
-    text = str(value).replace("/", "_")
+    """A value as part of a folder's name, which a shell takes as it stands: a schedule as its
+    values and when they hold (1.0-0.5@29lin), another list as its digest."""
+    if isinstance(value, list):
+        if not all(isinstance(entry, list) and len(entry) in (2, 3) for entry in value) or not value:
+            return digest(value)
+        shape = lambda rest: "".join(str(word)[:3] for word in rest)
+        first, *later = value
+        text = "-".join([f"{first[1]}", *(f"{to}@{when}{shape(rest)}" for when, to, *rest in later)])
+    else:
+        text = re.sub(r"[^\w.,@%+=:~-]+", "_", str(value)).strip("_")
     return text if len(text) <= 40 else digest(value)
 
 

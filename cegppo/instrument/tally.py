@@ -85,6 +85,8 @@ class Tally:
             return
         stacked = torch.cat(self._waiting, dim=1).double()
         self._waiting = []
+        if not stacked.shape[1]:  # every response was masked: there is nothing to take a mean over
+            return
         logprob, entropy, advantage, sum_p2, sum_p2_logp, old_logprob, weight, scale, *rest = stacked
         clip_low, clip_high, factor = rest
         weight, log_ratio = weight * scale, logprob - old_logprob

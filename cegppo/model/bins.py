@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..types import TokenBatch
-from .attention import alike, predicting_states, some_batch
+from .attention import alike, outgrows_positions, predicting_states, some_batch
 from .traits import text_config
 
 # A layer's matrix products cost a token about 24 · width², attention 4 · width for each token that
@@ -180,6 +180,7 @@ def taken(model: PreTrainedModel) -> bool:
     try:
         with torch.no_grad():
             alone, together = (states(model.get_decoder(), x)[0] for states in (predicting_states, binned_states))
-    except Exception:  # a decoder that takes no mask of this kind, or no positions
+            outgrows_positions(model)
+    except Exception:  # a decoder that takes no mask of this kind, no positions, or no row that is longer than these
         return False
     return alike(together, alone, 1e-3)

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .. import ranks
 from ..config import Lora, Model
 from ..types import ORIGINS, BadInput, Rollout, TokenBatch, said
-from . import bins, lora, parallel, traits
+from . import bins, hub, lora, parallel, traits
 from .attention import checkpointed, packed_states, predicting_states
 from .attention import packs as keeps_apart
 from .bins import Pass
@@ -152,6 +152,7 @@ class Policy:
         each layer's input for the backward pass.
         """
         _readable_model(str(path))
+        hub.ask(str(path))
         chosen = choose_device(device)
         variable_length = chosen.type == "cuda" and dtype == "bfloat16"  # what its kernels take
         packs = packing == "always" or packing == "auto" and variable_length

@@ -8,9 +8,9 @@ rewards, advantages, the optimizer and saving stay TRL's. Out: TRL's log, and in
 metrics of docs/metrics.md by their names.
 
 `loss_type` says how token losses are aggregated: dapo, bnpo, grpo or dr_grpo. The KL penalty, the
-two-sided clip (`delta`), the entropy bonus, the masks of high entropy and of off-policy sequences
-and the correction for vLLM do what they do in TRL. Refused, each with its reason: TRL's adaptive
-entropy bonus, losses over the whole mini-batch, and losses that need what TRL does not keep.
+two-sided clip (`delta`), the entropy bonus (adaptive too), the masks of high entropy and of
+off-policy sequences and the correction for vLLM do what they do in TRL. Refused, each with its
+reason: losses over the whole mini-batch, and losses that need what TRL does not keep.
 """
 
 import inspect
@@ -89,11 +89,18 @@ class CEGPPOConfig(Knobs, GRPOConfig):
                 f" {', '.join(AGGREGATES)}, not '{self.loss_type}'{other}"
             )
         if self.importance_sampling_level != "token":
+            self._check_sequence_level()
+
+    def _check_sequence_level(self) -> None:
+        """One ratio per response: TRL's own loss, and no mask of tokens. Raises BadInput."""
+        if self.importance_sampling_level != "sequence" or self.loss != "ppo_clip":
             raise BadInput(
-                "CEGPPOConfig: importance_sampling_level is 'token' here; one ratio a response is loss='gspo'"
+                "CEGPPOConfig: importance_sampling_level is 'token' here, or 'sequence' with loss='ppo_clip'; gspo is"
+                " a loss of its own"
             )
-        if self.use_adaptive_entropy:
-            raise BadInput("CEGPPOConfig: use_adaptive_entropy is not here; entropy_coef is")
+        chosen = dict(delta=self.delta, top_entropy_quantile=self.top_entropy_quantile < 1, use_vllm=self.use_vllm)
+        if named := [name for name, value in chosen.items() if value]:
+            raise BadInput(f"CEGPPOConfig: {named[0]} is not here with importance_sampling_level='sequence'")
 
     @property
     def updates_per_rollout(self) -> int:
@@ -110,8 +117,12 @@ class CEGPPOConfig(Knobs, GRPOConfig):
                 raise BadInput(f"CEGPPOConfig: {word}={value} and {name}={given[name]} are the same knob")
             given[name] = given[name] if value is None else value
         given["eps_high"] = low if given["eps_high"] is None else given["eps_high"]
+        per_response = self.importance_sampling_level == "sequence" and self.loss == "ppo_clip"
+        if per_response:  # the same loss of another ratio, with TRL's width of the clip
+            given["eps_low"] = given["eps_low"] or EPSILON
+            given["eps_high"] = given["eps_high"] or given["eps_low"]
         knobs = {name: value for name, value in given.items() if value is not None}
-        return batch.load("CEGPPOConfig", self.loss, knobs, dual_clip=self.delta or 0.0)
+        return batch.load("CEGPPOConfig", "gspo" if per_response else self.loss, knobs, dual_clip=self.delta or 0.0)
 
 
 class Watcher(TrainerCallback):
@@ -127,6 +138,11 @@ class Watcher(TrainerCallback):
 
 class CEGPPOTrainer(GRPOTrainer):
     """GRPOTrainer with a loss of `cegppo.losses`. Same arguments."""
+
+    # TRL's own, which its loss moves, and so does ours.
+    entropy_coef: float
+    _last_world_entropy: float
+    _entropy_window_stats: Tensor | None
 
     _tag_names = ["trl", "cegppo"]
 
@@ -208,23 +224,43 @@ class CEGPPOTrainer(GRPOTrainer):
         if self.beta:
             ref_BT = torch.where(x.mask_BT.bool(), inputs["ref_per_token_logps"], 0.0)
             kl_BT = kl_penalty(x.logprob_BT, ref_BT, "k3")
-            kl_BT = kl_BT * x.ratio_BT if self.args.use_bias_correction_kl else kl_BT
+            kl_BT = kl_BT * self._ratio(x) if self.args.use_bias_correction_kl else kl_BT
             loss = loss + self.beta * (torch.where(plain_BT != 0, kl_BT, 0.0) * plain_BT).sum()
             self._note("kl", self._mean(kl_BT.detach(), mask))
         accumulation = self.current_gradient_accumulation_steps if train else 1
-        if self._entropy_bonus_enabled:  # the mean over its tokens, whatever loss_type says
+        if self._entropy_bonus_enabled:
             acts = mask if kept_BT is None else mask * kept_BT
             whole = loss.detach() * (accumulation if AGGREGATES[self.loss_type] else 1)
             self._note("policy_loss", self.accelerator.gather(whole).nanmean().item())
-            loss = loss - self.entropy_coef * (entropies * acts).sum() / acts.sum().clamp(min=1.0) / accumulation
-            if train and self.accelerator.sync_gradients:
-                self._note("entropy_coef", self.entropy_coef)
+            loss = loss - self._entropy_bonus(entropies, acts, train) / accumulation
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / accumulation
             self._note("aux_loss", self.accelerator.gather_for_metrics(aux_loss).mean().item())
         self._note("entropy", self._mean(entropies.detach(), mask))
         self._measure(x, served, hidden, inputs, train)
         return loss
+
+    def _entropy_bonus(self, entropies: Tensor, acts: Tensor, train: bool) -> Tensor:
+        """The coefficient times the mean entropy where `acts` is 1, whatever loss_type says. An
+        adaptive one (arXiv 2505.22312) moves after an update, and acts where the update before
+        found the entropy at its target or below."""
+        off = self.use_adaptive_entropy and self._last_world_entropy > self.args.entropy_target
+        bonus = (0.0 if off else self.entropy_coef) * (entropies * acts).sum() / acts.sum().clamp(min=1.0)
+        if train and self.use_adaptive_entropy:
+            sums = torch.stack([(entropies * acts).sum(), acts.sum()]).detach()
+            self._entropy_window_stats = sums + (
+                0 if self._entropy_window_stats is None else self._entropy_window_stats
+            )
+        if train and self.accelerator.sync_gradients:
+            if self.use_adaptive_entropy:
+                total, tokens = self.accelerator.reduce(self._entropy_window_stats, reduction="sum")
+                self._last_world_entropy = (total / tokens.clamp(min=1.0)).item()
+                up = 1 if self._last_world_entropy <= self.args.entropy_target else -1
+                moved = self.entropy_coef + up * self.args.entropy_coef_delta
+                self.entropy_coef = min(max(moved, self.args.entropy_coef_min), self.args.entropy_coef_max)
+                self._entropy_window_stats = None
+            self._note("entropy_coef", self.entropy_coef)
+        return bonus
 
     def _batch(self, logps: Tensor, entropies: Tensor, mask: Tensor, inputs: dict[str, Any]) -> TokenBatch:
         """TRL's tensors under our names. Where TRL keeps no old ones, this is the first update."""
@@ -237,6 +273,13 @@ class CEGPPOTrainer(GRPOTrainer):
             entropy_BT=entropies,
             old_entropy_BT=(entropies if old_entropy_BT is None else old_entropy_BT).detach(),
         )
+
+    def _ratio(self, x: TokenBatch) -> Tensor:
+        """Of each token, [B, T], or of each response, [B, 1], by `importance_sampling_level`."""
+        if self.importance_sampling_level == "token":
+            return x.ratio_BT
+        mean_B = (x.log_ratio_BT * x.mask_BT).sum(-1) / x.length_B.clamp(min=1)
+        return mean_B.exp()[:, None]
 
     def _factor(self, x: TokenBatch, kept_BT: Tensor | None, inputs: dict[str, Any]) -> Tensor:
         """[B, T] that TRL multiplies the losses of tokens by: what masks and corrections leave."""
@@ -283,12 +326,16 @@ class CEGPPOTrainer(GRPOTrainer):
         """Add a micro-batch to TRL's metrics and to ours; to TRL's alone in evaluation, where
         nothing is updated."""
         w, processes = served.weights, self.accelerator.num_processes
-        side_BT = clip_side(x.ratio_BT.detach(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
-        self._note("clip_ratio/region_mean", self._mean(side_BT > 0, x.mask_BT))
-        for side, name, extreme in ((1, "low", ("min", nanmin)), (2, "high", ("max", nanmax))):
-            outside_BT = (side_BT == side) * x.mask_BT
-            self._note(f"clip_ratio/{name}_mean", self._mean(outside_BT, x.mask_BT))
-            shares = self.accelerator.gather(outside_BT.sum(-1) / x.length_B)
+        mask, side = x.mask_BT, clip_side(x.ratio_BT.detach(), x.advantage_BT, w.clip_low_BT, w.clip_high_BT)
+        if self.importance_sampling_level == "sequence":  # then TRL counts responses
+            ratio, p = self._ratio(x).detach(), self.objective.params
+            mask, advantage = torch.ones_like(ratio), inputs["advantages"].reshape(len(ratio), -1)[:, :1]
+            side = clip_side(ratio, advantage, mask - p.eps_low, mask + p.eps_high)
+        self._note("clip_ratio/region_mean", self._mean(side > 0, mask))
+        for code, name, extreme in ((1, "low", ("min", nanmin)), (2, "high", ("max", nanmax))):
+            outside = (side == code) * mask
+            self._note(f"clip_ratio/{name}_mean", self._mean(outside, mask))
+            shares = self.accelerator.gather(outside.sum(-1) / mask.sum(-1))
             self._note(f"clip_ratio/{name}_{extreme[0]}", extreme[1](shares).item())
         if not train:
             return
@@ -346,7 +393,7 @@ class CEGPPOTrainer(GRPOTrainer):
         number is left out."""
         tally = Tally.merged(gather_object([self.tally.settled()]))
         self.tally = Tally()
-        if "tokens" not in tally.sums:
+        if not tally.sums.get("tokens", torch.zeros(1)).sum():  # none since then, or all of them masked
             return {}
         updates, tokens = round(float(tally.sums["updates"])), float(tally.sums["tokens"].sum())
         made = tally.metrics(updates)

@@ -7,6 +7,7 @@ they are read; what cannot be read is said to be so. Nothing here needs sympy.
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,6 +27,8 @@ _CHOICE = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
 def words(text: str) -> str | None:
     """Clean `text` as words, spaces and hyphens left out; None where it holds anything else."""
     bare = _TEXT.sub(r"\1", text).strip()
+    if re.fullmatch(r"[A-Za-z]'+", bare):  # a derivative
+        return None
     if choice := _CHOICE.fullmatch(bare):
         return choice[1].upper() if bare != choice[1] or "\\text" in text else choice[1]
     return re.sub(r"[ '-]", "", bare) if _TRUE_WORDS.fullmatch(bare.rstrip(".")) and "\\" not in bare else None
@@ -199,8 +202,35 @@ def _in_bases(answer: str, reference: str) -> bool | None:
     return given == wanted if read[1] is not None else given[0] == wanted[0]
 
 
+_PRIME = r"\s*(?:'+|\^\s*\{?\s*(?:\\prime\s*|')+\}?)"
+
+
+def _primed(found: re.Match[str]) -> str:
+    count = len(re.findall("'|prime", found[2]))
+    return f"{found[1]}_{{p{count}}}"
+
+
+def _points(found: re.Match[str]) -> str:
+    return f"{found[1][0].upper()}_{{{found[2].replace(' ', '')}}}"
+
+
+# What math-verify drops, or reads as a product in any order, as a symbol with a subscript.
+_AS_SYMBOL: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(rf"(?<![A-Za-z\\])([A-Za-z])({_PRIME})"), _primed),
+    (re.compile(r"\\(angle|triangle|overrightarrow|vec)\s*\{?\s*([A-Z](?:\s?[A-Z])+)(?![A-Za-z])\s*\}?"), _points),
+    (re.compile(r"\\frac\s*\{\s*d\s*([a-z])\s*\}\s*\{\s*d\s*([a-z])\s*\}"), r"D_{\1\2}"),
+    (re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*\^\s*\{?\s*(?:T|\\top|\\intercal)(?![A-Za-z])\s*\}?"), r"\1_{T}"),
+)
+_SET = re.compile(r"\\\{[^(){}\[\]]*,[^(){}\[\]]*\\\}")
+_TUPLE = re.compile(r"\([^()\[\]]*,[^()\[\]]*\)")
+
+
 def readable(text: str) -> str | None:
     """Clean `text` as math-verify reads it whole; None where a part of it would be dropped."""
+    for pattern, by in _AS_SYMBOL:
+        text = pattern.sub(by, text)
+    if re.search(r"[A-Za-z)}\]]" + _PRIME, text):
+        return None
     text = EXPONENT.sub(r"\1\\times 10^{\2}", text)
     text = REPEATING.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*repeating(*m.groups()).as_integer_ratio()), text)
     text = MIXED.sub(r"\1\\frac{\2}{\3}", text)
@@ -213,7 +243,7 @@ def readable(text: str) -> str | None:
         if (read := _based(found)) is None:
             return None
         text = text[: found.start()] + str(read[0]) + text[found.end() :]
-    if re.search(r"\d\s+\d|\d\s*_", text):  # math-verify adds the one and drops the other
+    if re.search(r"(?<!_)\d\s+\d|\d\s*_", text):  # math-verify adds the one and drops the other
         return None
     if re.search(r"[(\[{]", text) and "," in text and ", " not in text:  # a list, not digits in groups
         text = text.replace(",", ", ")
@@ -234,9 +264,13 @@ def compare(answer: str, reference: str) -> bool | Pair | None:
     one, other = number(given), number(wanted)
     if one is not None and other is not None:
         return close(one, other)
+    if matches(_TEXT.sub(r"\1", given), _TEXT.sub(r"\1", wanted)):
+        return True
     said, meant = words(given), words(wanted)
     if said is not None and meant is not None:
         return _same_words(said, meant)
+    if any(_SET.fullmatch(a) and _TUPLE.fullmatch(b) for a, b in ((given, wanted), (wanted, given))):
+        return False
     listed, named = _items(given), _items(wanted)
     if listed is not None and named is not None:
         return sorted(listed) == sorted(named)

@@ -31,12 +31,12 @@ from .files import (
     write_parquet,
     write_whole,
 )
-from .histograms import histograms, most_moving
 from .keep import unpack
 from .mirror import Mirror, Shown
 from .provenance import changed, now, session
 from .read import packed, read_config, read_meta, read_metrics
 from .seen import log_seen, rewind_seen
+from .shown import of_completions, of_evaluation, of_tokens
 from .to_tensorboard import ToTensorBoard
 from .to_wandb import ToWandb, mode_of
 
@@ -53,6 +53,14 @@ def refuse_links(folder: Path) -> None:
         raise BadInput(f"{linked[0]}: is a link, and nothing is written through one; put the folder itself there")
 
 
+FIRST = ("model.path", "method", "seed", "loss.", "update.", "reward", "data.train")
+
+
+def weight(key: str) -> tuple[int, str]:
+    """For sorting: what tells two runs apart first, then the alphabet."""
+    return next((n for n, name in enumerate(FIRST) if key.startswith(name)), len(FIRST)), key
+
+
 def refuse_other_run(folder: Path, config: Config) -> None:
     """Raises BadInput when `folder` holds records of a run of another configuration, or records
     that nothing can continue.
@@ -65,7 +73,7 @@ def refuse_other_run(folder: Path, config: Config) -> None:
         return
     recorded = read_config(folder)
     before, now = recorded.identity(), config.identity()
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    changed = [k for k in sorted(before.keys() | now.keys(), key=weight) if before.get(k) != now.get(k)]
     if changed:
         was = f"{changed[0]} was {before.get(changed[0])!r}, is now {now.get(changed[0])!r}"
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -161,7 +169,7 @@ class Record:
             print(f"{self.folder}: the code changed since this run was last started: {what}", file=sys.stderr)
         self._write_meta()
         if mode_of(self.config) != "disabled":
-            self._mirrors.append(Mirror(ToWandb(self.config, self.folder)))
+            self._mirrors.append(Mirror(ToWandb(self.config, self.folder, step)))
         if self.config.tensorboard:
             self._mirrors.append(Mirror(ToTensorBoard(self.folder, step)))
 
@@ -184,14 +192,10 @@ class Record:
 
     def log_eval(self, step: int, rows: list[dict[str, Any]], mean: float) -> None:
         """One line of eval.jsonl a benchmark; `mean` is their mean accuracy."""
-        numbers = {"eval/mean": mean} if rows else {}  # one number for a wandb sweep to look at
         for row in rows:
             append_line(self.folder / "eval.jsonl", {"step": step, **row})
-            shares = {f"verdict/{v}": n / (row["n"] * row["k"]) for v, n in row["verdicts"].items()}
-            mine = {k: v for k, v in (row | shares).items() if isinstance(v, float)}
-            numbers |= {f"eval/{row['benchmark']}/{k}": v for k, v in mine.items()}
-        if numbers:
-            self._show(step, Shown(numbers))
+        if rows:
+            self._show(step, of_evaluation(rows, mean))
 
     def log_tokens(self, step: int, parts: list[dict[str, Any]]) -> None:
         """tokens/step<n>.parquet, from columns in parts."""
@@ -200,9 +204,7 @@ class Record:
             return
         path, columns = written
         if self._mirrors and len(columns["step"]):
-            w = self.config.wandb
-            tables = {"tables/tokens": most_moving(columns, w.token_rows)} if w.token_rows else {}
-            self._show(step, Shown({}, histograms(columns), tables, (path,) if w.token_files else ()))
+            self._show(step, of_tokens(path, columns, self.config.wandb))
 
     def log_broken(self, step: int, number: int, batch: dict[str, Any]) -> None:
         """broken/step<n>-update<u>.safetensors: the tensors of a mini-batch whose gradient was not
@@ -216,13 +218,9 @@ class Record:
 
     def log_seen(self, rows: list[dict[str, Any]]) -> None:
         """A few completions of an evaluation, of the rows of one benchmark."""
-        table = []
-        for row in log_seen(self.folder, rows):
-            shared = {key: row[key] for key in ("step", "id", "prompt", "answer")}
-            each = zip(row["completions"], row["verdicts"], row["finish"], row["tokens"])
-            table += [shared | dict(zip(("completion", "verdict", "finish", "tokens"), one)) for one in each]
-        if table:
-            self._show(rows[0]["step"], Shown(tables={f"completions/{rows[0]['benchmark']}": table}))
+        written = log_seen(self.folder, rows)
+        if written:
+            self._show(written[0]["step"], of_completions(written))
 
     def _rewind(self, step: int) -> None:
         """Forget what was logged after `step`, since those lines are written again; of a run that
@@ -280,7 +278,19 @@ class Record:
                 self._meta |= {"status": status, "end": now()}
                 self._meta["sessions"][-1]["end"] = now()
                 self._write_meta()
+            else:
+                self._leave_nothing()
             for mirror in self._mirrors:
                 mirror.finish(status == "failed")
         finally:
             self._lock.close()
+
+    def _leave_nothing(self) -> None:
+        """Of a start that failed: folders in which there is nothing but the lock go again."""
+        if [path.name for path in self.folder.iterdir()] != [".lock"]:
+            return
+        (self.folder / ".lock").unlink()
+        for folder in (self.folder, *self.folder.parents[:2]):  # its arm's, its experiment's
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()

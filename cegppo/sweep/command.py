@@ -60,6 +60,9 @@ def run(path: str, overrides: list[str], screen: Any, compare: Callable[[str, li
     try:
         if code != 130:
             compare(expanded.name, [run.folder for run in expanded.runs])
+        else:
+            done = sum(run.finished() for run in expanded.runs)
+            print(f"stopped: {done} of {len(expanded.runs)} runs finished; the same command goes on")
     finally:
         _say_failed(failed)
         if work.already:

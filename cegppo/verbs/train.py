@@ -114,5 +114,25 @@ def trained(resolved: Any, more: Callable[[], list[str]] = list) -> int:
         print(*lines, sep="\n")
     if resolved.report and status == "finished":
         print_page(resolved.folder)
-    print(f"{status}: {resolved.folder}")
+    print(*last_lines(resolved, status), sep="\n")
     return code
+
+
+def last_lines(resolved: Any, status: str) -> list[str]:
+    """What became of the run, and what to type next."""
+    from ..record.read import read_metrics
+
+    folder = resolved.folder
+    if status != "finished":
+        rows = read_metrics(folder)
+        return [
+            f"{status}: {folder}, after step {rows[-1]['step'] if rows else 0} of {resolved.steps};"
+            " the same command goes on"
+        ]
+    run = f"python {sys.argv[0]}" if sys.argv[0].endswith("run.py") else "cegppo"
+    return [
+        f"finished: {folder}",
+        f"next: {run} report {folder}   (a page of it)",
+        f"      {run} compare {folder.parent.parent}   (with the other runs there)",
+        f"      {run} sample {folder}   (what it writes)",
+    ]
