@@ -15,7 +15,8 @@ from common import machine
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "method=grpo", "steps=3", "prompts_per_step=8", "updates_per_step=2", "eval_every=0", "diagnostics.every=0",
-    "eval.size=2", "wandb.mode=disabled", "run_dir=results/smollm2/small",
+    "eval.size=2", "wandb.mode=disabled", "model.device=cpu",
+    "run_dir=results/smollm2/small",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ One loop for every algorithm: what differs between methods is the weight that a 
 token.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,9 @@ def train(config: Config, state: TrainState, log: Log, stop: StopSignal) -> str:
             stats.add_gradient(gradient)
             norms.append(float(norm))
         critic_metrics, critic_skipped = train_critic(config, state, minis, values["critic.lr"], log)
+        for each in (optimizer, state.critic_optimizer):  # gradients would lie beside the next rollout
+            if each is not None:
+                each.zero_grad(set_to_none=True)
         state.sampler.load(policy)
         timer.lap("update")
 
@@ -138,6 +142,7 @@ def diagnose(config: Config, state: TrainState, groups: list[Group], updates: in
     ledger = Ledger(
         state.policy, state.optimizer, state.probe.batch(state.policy), rule, updates=updates, apart=d.parts,
         stride=d.stride, total=ranks.total, choose=choose if d.influence_tokens else None,
+        within=partial(memory.within, state.policy),
     )  # fmt: skip
     return ledger, table
 

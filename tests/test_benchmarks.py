@@ -90,6 +90,12 @@ def test_head(benchmark):
     assert made.once("TRL")["weight"] == pytest.approx(plain["weight"], rel=1e-4)
 
 
+def test_collate(benchmark, capsys):
+    benchmark("collate", ROWS=3, TOKENS=100, PROMPT=5, DISTINCT=2).main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("3 × 100 tokens laid out: ") and float(said[-1].rsplit(" ", 1)[1]) > 0
+
+
 def test_growth(benchmark, tmp_path):
     made = benchmark(
         "growth", AXES={"tokens": (2,), "updates": (1,)}, BASE=dict(tokens=2, answers=8, vocabulary=32, updates=1)

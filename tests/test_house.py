@@ -36,7 +36,7 @@ problems.answers problems.units problems.notation problems.comparison
 problems.reward problems.counts problems.completions problems.data problems.logic problems.testbed
 problems.stories problems.teachers advantage
 model.hub model.parallel model.lora model.head plugins.verl_statistics model.traits model.attention model.cache
-model.bins model.policy model.gguf
+model.collate model.bins model.policy model.gguf
 model.critic model.optimizer model.memory
 rollout rollout.hf rollout.vllm rollout.engines rollout.probe rollout.stale
 schedules checkpoint evaluate respond metrics gradient state batch log stop train curves

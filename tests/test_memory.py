@@ -9,6 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from cegppo import config
+from cegppo.instrument import ledger
 from cegppo.model import attention, memory
 from cegppo.model.attention import checkpointed
 from cegppo.model.optimizer import OffloadedAdamW
@@ -175,6 +176,9 @@ def test_the_estimate_by_hand(tiny):
         "update.offload_optimizer=true",
         "update.kl_coef=0.1",
     )
+    looked_at = loaded(tiny, "model.dtype=bfloat16", "diagnostics.probe=1", "data.max_prompt_tokens=20000")
+    tokens = 16384 * memory.activation_bytes(c, "float32", False)
+    assert memory.estimate(looked_at, model, "cuda")["activations"] == tokens, "the ledger's passes are in fp32"
     less = memory.estimate(narrow, model, "cuda", shards=2)
     assert (
         less["optimizer"] == 0 and less["bf16 weights"] == count and less["reference"] == less["weights"] == 2 * count
@@ -262,6 +266,37 @@ def test_variable_length_attention_is_the_usual_one_for_the_sampler(tiny_model):
     before = p.statistics(x).logprob_N
     p.model.set_attn_implementation("variable_length")
     assert torch.equal(p.statistics(x).logprob_N, before)
+
+
+@pytest.mark.parametrize("name", ["variable_length", "repeated"])
+def test_a_pass_in_fp32_asks_for_a_kernel_that_keeps_no_scores(tiny_model, monkeypatch, name):
+    """On CUDA fp32 has one such kernel, the memory-efficient one: without a mask, and with as many
+    heads of keys and values as of queries. The ledger's passes are in fp32 in every run."""
+    plain = Policy.load(tiny_model, "cpu", packing="never")
+    x, asked = batch(plain), []
+    right = plain.statistics(x, entropy_grad=True)
+    (right.logprob_N.sum() + right.entropy_N.sum()).backward()
+    whole = torch.nn.functional.scaled_dot_product_attention
+
+    def kernel(q, k, v, **how):
+        heads = q.shape[1] == k.shape[1] == v.shape[1]
+        asked.append((q.dtype, heads and not how.get("enable_gqa"), how["attn_mask"] is None and how["is_causal"]))
+        return whole(q, k, v, **how)
+
+    p = Policy.load(tiny_model, "cpu", dtype="bfloat16", packing="never")
+    assert p.model.config.num_key_value_heads < p.model.config.num_attention_heads
+    p.model.set_attn_implementation(name)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", kernel)
+    with p.exactly():
+        made = p.statistics(x, entropy_grad=True)
+        (made.logprob_N.sum() + made.entropy_N.sum()).backward()
+    assert set(asked) == {(torch.float32, True, True)}
+    torch.testing.assert_close(made.logprob_N, right.logprob_N)
+    grads = [[v.grad for v in each.model.parameters()] for each in (p, plain)]
+    assert apart(*grads) < 1e-6
+    asked.clear()
+    p.statistics(x)
+    assert {heads for _, heads, _ in asked} == {False}  # under autocast flash attention shares them itself
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -471,3 +506,38 @@ def test_a_run_that_cannot_go_on_says_why_in_a_line(tiny, tmp_path, scarce, caps
     assert err[-1].startswith(f"error: {folder}: memory ran out") and "model.gradient_checkpointing=true" in err[-1]
     assert "the same command continues from the last checkpoint" in err[-1]
     assert len(read_lines(folder / "metrics.jsonl")) == 1
+
+
+def test_the_ledgers_own_passes_are_made_smaller(tiny, tmp_path, monkeypatch):
+    """Those before a step, after it, and at its end, each of which fails once when its work is
+    done; the books are the same but for rounding."""
+    words = ["steps=1", "diagnostics.every=1", "diagnostics.probe=8", "diagnostics.stride=1e-3", "model.packing=never"]
+    words += ["updates_per_step=2", "prompts_per_step=4"]
+    run = lambda name: run_training(loaded(tiny, *words, "eval_every=0", f"run_dir={tmp_path / name}"), Silent())
+    books = lambda name: read_lines(tmp_path / name / "metrics.jsonl")[0]
+    failed = []
+
+    def once(owner, name):
+        whole = getattr(owner, name)
+
+        def call(*given, **more):
+            made = whole(*given, **more)
+            if name not in failed:
+                failed.append(name)
+                room = (given[0] if name == "probe_entropy" else given[0].model).room
+                room.under_way = 2, room.tokens  # the last pass may have been of a single answer
+                raise ERRORS["cuda"]()
+            return made
+
+        monkeypatch.setattr(owner, name, call)
+
+    run("roomy")
+    once(ledger.Ledger, "_probe_gradient")
+    once(ledger.Differentiator, "along")
+    once(ledger, "probe_entropy")
+    run("scarce")
+    assert failed == ["_probe_gradient", "along", "probe_entropy"]
+    roomy, scarce = books("roomy"), books("scarce")
+    assert scarce["memory/retries"] == 3
+    for name in (name for name in roomy if name.startswith(("ledger/predicted", "ledger/carried", "dentropy/"))):
+        assert scarce[name] == pytest.approx(roomy[name], rel=0.02, abs=1e-4), name

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from cegppo.config import VLLM
+from cegppo.model import policy as policy_module
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling
 from cegppo.rollout.hf import HFSampler
@@ -192,3 +193,57 @@ def test_lora_without_a_linear_layer(folder, tmp_path):
     pytest.importorskip("peft")
     with pytest.raises(BadInput, match="model.lora.rank: GPT2LMHeadModel has no linear layer besides its head"):
         experiment(folder("gpt2"), tmp_path, **{"model.lora.rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("version", "driver"), [("Kernel Module  570.86.10  Wed", "driver 570.86.10"), (None, "unknown")]
+)
+def test_a_gpu_that_torch_cannot_use_is_no_cpu(tmp_path, monkeypatch, version, driver):
+    """The driver of a machine is read from below a folder that stands for its root."""
+    monkeypatch.setattr(policy_module, "NVIDIA", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert policy_module.choose_device("auto").type == "cpu"  # no GPU at all
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    if version:
+        (tmp_path / "proc" / "driver" / "nvidia").mkdir(parents=True)
+        (tmp_path / "proc" / "driver" / "nvidia" / "version").write_text(
+            f"NVRM version: NVIDIA UNIX x86_64 {version}\n"
+        )
+    for name in ("auto", "cuda", "cuda:1"):
+        with pytest.raises(BadInput, match=f"model.device={name}: .*{driver}.*CUDA 13.0 needs 580 or newer"):
+            policy_module.choose_device(name)
+    assert policy_module.choose_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert policy_module.choose_device("auto").type == "cpu"  # hidden on purpose
+
+
+def test_an_engine_that_sleeps_is_handed_weights_before_its_cache_wakes(chat, monkeypatch):
+    """Once a draw, and nothing is kept asleep. The engine that does so needs a GPU; this one
+    records what it is told."""
+    told = []
+    engine = SimpleNamespace(
+        sleep=lambda level: told.append(f"sleep {level}"),
+        wake_up=lambda tags: told.append(f"wake {' '.join(tags)}"),
+        collective_rpc=lambda receive, args: told.append(f"{len(list(args[0]))} tensors"),
+        reset_prefix_cache=lambda: told.append("clear"),
+    )
+    monkeypatch.setattr(VLLMSampler, "_start", lambda self, settings: engine)
+    monkeypatch.setattr(VLLMSampler, "_generate", lambda self, asked: told.append("generate") or [1 / fine[0]])
+    monkeypatch.setattr(VLLMSampler, "_rollout", lambda *_: "a response")
+    fine, tensors = [1], f"{len(list(chat.weights()))} tensors"
+    monkeypatch.setattr(chat, "device", torch.device("cuda"))
+    sampler = VLLMSampler(chat, Sampling(0, max_tokens=20), settings=VLLM())
+    sampler.load(chat)
+    assert told == ["sleep 2"], "until it draws there is nothing to wake for"
+    draw = ["wake weights", tensors, "clear", "wake kv_cache", "generate", "sleep 2"]
+    assert sampler.sample(requests([prompt(chat)], 1), 0) == ["a response"] and told[1:] == draw
+    fine[0] = 0
+    with pytest.raises(ZeroDivisionError):
+        sampler.sample(requests([prompt(chat)], 1), 0)
+    assert told[7:] == draw, "asleep again after an error"
+    told.clear()
+    VLLMSampler(chat, Sampling(0), settings=VLLM(sleep=False)).load(chat)
+    assert told == 2 * [tensors, "clear"]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cegppo import metrics
+from cegppo.model.collate import laid_out
 from cegppo.model.policy import Policy
 from cegppo.rollout import Sampling, hf
 from cegppo.rollout.hf import HFSampler, sample_tokens
-from cegppo.types import Prompt, requests
+from cegppo.types import Prompt, Rollout, requests
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +218,15 @@ def test_greedy_limit_equals_generate(policy):
     (ours,) = HFSampler(policy, Sampling(seed=0, temperature=1e-4, max_tokens=12)).sample(requests([prompt], 1), 0)
     theirs = policy.model.generate(torch.tensor([prompt.token_ids]), do_sample=False, max_new_tokens=12, pad_token_id=0)
     assert list(ours.token_ids) == theirs[0, len(prompt.token_ids) :].tolist()[: len(ours.token_ids)]
+
+
+def test_rows_are_laid_out_at_their_places():
+    made = [
+        Rollout(Prompt(str(i), "", "", prompt, ""), i, answer, tuple(-0.5 * t for t in answer), "stop", "")
+        for i, (prompt, answer) in enumerate([((7, 8, 9), (3,)), ((6,), (4, 5, 1))])
+    ]
+    x = laid_out(made, np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), None, torch.device("cpu"))
+    assert x.sequence_BS.tolist() == [[7, 8, 9, 3], [6, 4, 5, 1]] and x.sequence_BS.dtype == torch.int64
+    assert x.mask_BT.tolist() == [[1, 0, 0], [1, 1, 1]] and x.prompt_len_B.tolist() == [3, 1]
+    assert x.sampler_logprob_BT.tolist() == [[-1.5, 0, 0], [-2.0, -2.5, -0.5]]
+    assert x.advantage_BT.tolist() == [[1, 0, 0], [-2, -2, -2]] and x.group_B.tolist() == [0, 1]

@@ -421,3 +421,19 @@ def test_eval_of_a_run_folder(tiny, tmp_path):
         "pass@2",
         "pass@3",
     } <= row.keys()
+
+
+def test_no_gradient_lies_beside_a_rollout(tiny, monkeypatch):
+    """When the sampler is handed the weights, and so when it samples."""
+    state = build(config.load(tiny, ["method=ppo", "steps=2", "diagnostics.every=1"])[0])
+    state.draw_probe()
+    held, whole = [], state.sampler.load
+    parameters = [*state.policy.model.parameters(), *state.critic.parameters()]
+
+    def load(policy):
+        held.append(any(p.grad is not None for p in parameters))
+        whole(policy)
+
+    monkeypatch.setattr(state.sampler, "load", load)
+    steps.step(state)
+    assert held == [False]

@@ -23,6 +23,7 @@ Nothing but torch: the model is whatever has the methods of `derivative.Model`.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,13 +87,15 @@ class Ledger:
         stride: float = 0.0,
         total: Callable[[Any], Any] = lambda value: value,
         choose: Callable[[TokenBatch], Tensor] | None = None,
+        within: Callable[[Callable[[], Any]], Any] = lambda function: function(),
     ):
         """`updates`: how many the step has. `apart`: take the last one apart by backward passes too
         (parts.py). `stride`: of central differences, as a share of ‖θ‖; 0: none is needed, or it is
         chosen (derivative.py). `total` sums a float or tensor over the ranks. `choose` picks the
-        rows ([n] int64) of a mini-batch whose influence is taken; default: all."""
+        rows ([n] int64) of a mini-batch whose influence is taken; default: all. `within` calls a
+        function that makes passes of the model, and may call it again with smaller ones."""
         self.model, self.optimizer, self.probe, self.rule = model, optimizer, probe, rule
-        self.total, self.choose = total, choose
+        self.total, self.choose, self.within = total, choose, within
         self.updates, self.takes_apart = updates, apart
         self.parameters: list[Tensor] = optimizer.param_groups[0]["params"]
         self.derivative = Differentiator(model, self.parameters, total, stride)
@@ -143,7 +146,7 @@ class Ledger:
                 s = self.model.statistics(part.x, entropy_grad=part.weights.entropy_slope_BT is not None)
                 self.parts.watch(s.logprob_N, s.entropy_N, part.x, part.weights)
             self._watch(seen, part)
-        seen.direction, entropy = self._probe_gradient()
+        seen.direction, entropy = self.within(self._probe_gradient)
         seen.theta = [local(p.detach()).clone() for p in self.parameters]
         self.entropy.append(entropy)
         self.seconds += time.perf_counter() - start
@@ -196,7 +199,7 @@ class Ledger:
         return made, self.total(value)
 
     def _probe_entropy(self) -> float:
-        return probe_entropy(self.model, self.probe, self.total)
+        return self.within(lambda: probe_entropy(self.model, self.probe, self.total))
 
     def _take_apart(self, seen: Seen) -> dict[str, float]:
         """⟨∇H, ·⟩ of the step just taken and of its parts that are no token's. Leaves, in the place
@@ -238,7 +241,8 @@ class Ledger:
             sums = lambda j_BT, entropy_j_BT: torch.tensor(
                 [sums_of(*parts[name], j_BT, entropy_j_BT) for name in names], dtype=torch.float64
             )
-            made = self.derivative.along(seen.theta, direction, rows, lambda *values: self.total(sums(*values)))
+            all_ranks = lambda *values: self.total(sums(*values))
+            made = self.within(partial(self.derivative.along, seen.theta, direction, rows, all_ranks))
             self._note(kind, names, made)
             value_K = sums(made.logprob_BT, made.entropy_BT)[:, 0] * seen.clip / share
             for name, value in zip(names, value_K.tolist()):

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..types import TokenBatch, present
@@ -101,6 +102,24 @@ def packs(model: PreTrainedModel, bfloat16: bool) -> bool:
     return alike(together, alone, 5e-2 if bfloat16 else 1e-3)
 
 
+def repeated_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' own, [B, heads, S, d] in, [B, S, heads, d] out; in fp32 with grouped keys and
+    values repeated.
+
+    Of CUDA's kernels only flash attention shares them among heads, which knows no fp32: the plain
+    one would be taken, whose scores are heads × tokens². With as many of them as queries the
+    memory-efficient kernel is.
+    """
+    shared = query.shape[1] // key.shape[1]
+    narrow = query.dtype != torch.float32 or torch.is_autocast_enabled(query.device.type)  # which casts its inputs
+    if not narrow and shared > 1 and attention_mask is None:  # under a mask transformers repeats them itself
+        kwargs["is_causal"] = kwargs.get("is_causal", getattr(module, "is_causal", True))
+        return sdpa_attention_forward(None, query, repeat_kv(key, shared), repeat_kv(value, shared), None, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
 def variable_length_attention(
     module: nn.Module,
     query: Tensor,
@@ -116,10 +135,10 @@ def variable_length_attention(
     """Attention of packed sequences, [1, heads, S, d] in, [1, S, heads, d] out, by PyTorch's own
     flash attention: bf16, CUDA.
 
-    Without cumulative lengths (the sampler's calls) it is the usual one.
+    Without cumulative lengths (the sampler's calls, and passes in fp32) it is `repeated_attention`.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
+        return repeated_attention(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
     query, key, value = (v[0].transpose(0, 1).bfloat16() for v in (query, key, value))
@@ -135,6 +154,8 @@ def variable_length_attention(
 
 
 AttentionInterface.register("variable_length", variable_length_attention)
+AttentionInterface.register("repeated", repeated_attention)
+AttentionMaskInterface.register("repeated", sdpa_mask)
 
 
 @contextmanager

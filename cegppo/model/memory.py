@@ -60,6 +60,11 @@ def estimate(config: Config, model: PreTrainedModel, device: str, shards: int = 
     rows = -(-config.prompts_per_step * config.group_size // config.updates_per_step // shards)
     tokens = max(1, min(update.micro_batch_tokens, rows * (config.data.max_prompt_tokens + config.rollout.max_tokens)))
     made["activations"] = tokens * activation_bytes(c, m.dtype, m.gradient_checkpointing)
+    if config.diagnostics.every:  # its passes are in fp32, and the probe's has a backward pass
+        longest = config.data.max_prompt_tokens + config.rollout.max_tokens
+        most = max(1, min(update.micro_batch_tokens, -(-config.diagnostics.probe // shards) * longest))
+        exact = most * activation_bytes(c, "float32", m.gradient_checkpointing)
+        made["activations"] = max(made["activations"], exact)
     whole, most = 4 * tokens * model.get_output_embeddings().weight.shape[0], m.head_chunk << 20
     # The plain way holds about five tensors of the size of the logits, a block three.
     made["logits"] = 5 * whole if whole <= most else 3 * min(most, BLOCK_BYTES["cpu" if device == "cpu" else "cuda"])

@@ -4,6 +4,8 @@ Only the hidden states that predict response tokens meet the vocabulary.
 """
 
 import copy
+import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,15 +29,39 @@ from .attention import checkpointed, packed_states, predicting_states
 from .attention import packs as keeps_apart
 from .bins import Pass
 from .cache import cache_of
+from .collate import laid_out, padded
 from .head import TokenStatistics, head_statistics, proxy_logprob, token_statistics
 
 STATISTICS = ("logprob_BT", "entropy_BT", "sum_p2_BT", "sum_p2_logp_BT")
 CHECKED = 16  # one response in so many is computed again where the sampler computes as the trainer does
+NVIDIA = "/"  # below which a driver shows its device and its version
+DRIVERS = {"12": "525 or newer", "13": "580 or newer"}  # by CUDA's major version, as NVIDIA's release notes have it
 AGREES, AT_MOST = 1e-5, 1e-3  # nats: a token on average, and any one token
+
+
+def _usable_driver(name: str) -> None:
+    """Raises BadInput where the machine has a GPU that PyTorch cannot use, which a CPU would stand
+    in for without a word. One that CUDA_VISIBLE_DEVICES hides is not meant."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    if torch.version.cuda is None or torch.cuda.is_available() or hidden or not Path(NVIDIA, "dev/nvidia0").exists():
+        return
+    try:
+        said_by_driver = Path(NVIDIA, "proc/driver/nvidia/version").read_text()
+    except OSError:
+        said_by_driver = ""
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", said_by_driver)
+    driver = f"driver {found[0]}" if found else "a driver of unknown version"
+    raise BadInput(
+        f"model.device={name}: torch {torch.__version__} cannot use this machine's GPU; it has {driver}, and CUDA"
+        f" {torch.version.cuda} needs {DRIVERS.get(torch.version.cuda.split('.')[0], 'a newer one')}; a newer driver,"
+        " another build of torch, or model.device=cpu"
+    )
 
 
 def choose_device(name: str) -> torch.device:
     """The device that `name` means; with several ranks a GPU of its own for each."""
+    if name == "auto" or name.startswith("cuda"):
+        _usable_driver(name)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if ranks.world() > 1 and name != "cpu":
         if name != "cuda":
@@ -153,6 +179,8 @@ class Policy:
                     f"model.gradient_checkpointing: {type(model).__name__} has no layers that can be checkpointed"
                 )
             model.gradient_checkpointing_enable({"use_reentrant": False})  # the ledger needs several backward passes
+        if chosen.type == "cuda" and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("repeated")
         model = model.to(chosen).eval()
         if packs and not keeps_apart(model, bfloat16=dtype == "bfloat16"):
             if packing == "always":
@@ -430,35 +458,14 @@ class Policy:
         brings old log-probabilities keeps them. Of responses that are not the policy's own, what
         their sampler said counts as what the ratio is against: there is nothing to correct.
         """
-        prompts = [r.prompt.token_ids for r in rollouts]
-        answers = [r.token_ids for r in rollouts]
-        longest = max(map(len, answers))
-        tensor = lambda values, dtype=torch.float32: torch.tensor(np.asarray(values), dtype=dtype, device=self.device)
-        pad = lambda rows, width, fill: [[*row, *[fill] * (width - len(row))] for row in rows]
-        both = [(*p, *a) for p, a in zip(prompts, answers)]
-        mask_BT = tensor(pad([[1.0] * len(a) for a in answers], longest, 0.0))
-        blank_BT = torch.zeros_like(mask_BT)
-        x = TokenBatch(
-            logprob_BT=blank_BT,
-            old_logprob_BT=blank_BT,
-            advantage_BT=tensor(advantage_B)[:, None] * mask_BT,
-            mask_BT=mask_BT,
-            entropy_BT=blank_BT,
-            sampler_logprob_BT=tensor(pad([r.logprobs for r in rollouts], longest, 0.0)),
-            row_B=torch.arange(len(rollouts), device=self.device),
-            group_B=tensor(range(len(rollouts)) if group_B is None else group_B, torch.int64),
-            reward_B=tensor(reward_B),
-            correct_B=tensor(correct_B),
-            origin_B=tensor([ORIGINS.index(r.origin) for r in rollouts], torch.int64),
-            sequence_BS=tensor(pad(both, max(map(len, both)), 0), torch.int64),
-            prompt_len_B=tensor([len(p) for p in prompts], torch.int64),
-        )
+        x = laid_out(rollouts, advantage_B, reward_B, correct_B, group_B, self.device)
         own_B = x.origin_B == ORIGINS.index("policy")
         now = self._said(rollouts, x) or self.evaluate(x)
         old_logprob_BT = now["logprob_BT"]
-        brought_B = tensor([r.old_logprobs is not None for r in rollouts], torch.bool)
+        brought_B = torch.tensor([r.old_logprobs is not None for r in rollouts], device=self.device)
         if brought_B.any():
-            own_BT = tensor(pad([r.old_logprobs or (0.0,) * len(r.token_ids) for r in rollouts], longest, 0.0))
+            brought = [[r.old_logprobs or ()] for r in rollouts]
+            own_BT = padded(brought, x.mask_BT.shape[1], np.float32).to(self.device)
             old_logprob_BT = torch.where(brought_B[:, None], own_BT, old_logprob_BT)
         sampler_BT = torch.where(own_B[:, None], x.sampler_logprob_BT, old_logprob_BT)
         return x.but(

@@ -106,7 +106,7 @@ class VLLMSampler(Sampler):
         with ranks.together():  # before weights are handed over, for which every rank must be there
             self.engine = self._start(settings)
         if self.sleeps:
-            self.engine.sleep(level=1)
+            self.engine.sleep(level=2)
         self.load(policy)
 
     def _start(self, settings: VLLM) -> Any:
@@ -157,22 +157,31 @@ class VLLMSampler(Sampler):
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
-        """The engine with its memory, which it gives back afterwards if it sleeps."""
-        if self.sleeps:
-            torch.cuda.empty_cache()  # what the trainer has freed but torch still holds
-            self.engine.wake_up()
+        """The engine with its memory, which it gives back afterwards if it sleeps: for good, as the
+        next weights it samples from are handed over when it wakes. The cache comes after them, so
+        that it is not there while the trainer gathers each whole tensor."""
+        if not self.sleeps:
+            yield
+            return
+        torch.cuda.empty_cache()  # what the trainer has freed but torch still holds
+        self.engine.wake_up(tags=["weights"])
         try:
+            self._hand_over()
+            self.engine.wake_up(tags=["kv_cache"])
             yield
         finally:
-            if self.sleeps:
-                self.engine.sleep(level=1)
+            self.engine.sleep(level=2)
+
+    def _hand_over(self) -> None:
+        self.engine.collective_rpc(_receive, args=(self.policy.weights(),))
+        self.engine.reset_prefix_cache()
 
     def load(self, policy: Policy) -> None:
-        """Hand over the weights of `policy`. Every rank takes part."""
+        """Hand over the weights of `policy`: at once, or to an engine that sleeps before each draw.
+        Every rank takes part."""
         super().load(policy)
-        with self._awake():
-            self.engine.collective_rpc(_receive, args=(policy.weights(),))
-            self.engine.reset_prefix_cache()
+        if not self.sleeps:
+            self._hand_over()
 
     def draw(self, jobs: list[Job], step: int) -> list[Rollout]:
         self.check_lengths(jobs, self.longest)
