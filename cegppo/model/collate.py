@@ -11,7 +11,7 @@ from ..types import ORIGINS, Rollout, TokenBatch
 
 def padded(rows: Sequence[Iterable[Sequence[float]]], width: int, dtype: type) -> Tensor:
     """[B, width] of `dtype`: the pieces of each row one after the other, then zeros."""
-    made = np.zeros((len(rows), width), dtype=dtype)
+    made: np.ndarray = np.zeros((len(rows), width), dtype=dtype)
     for whole, pieces in zip(made, rows):
         start = 0
         for piece in pieces:
