@@ -20,4 +20,5 @@ policy = Policy.load(sys.argv[1], "cpu")
 settings = VLLM(**{**dataclasses.asdict(SETTINGS), "tensor_parallel": 2})
 sampler = VLLMSampler(policy, Sampling(**RULES), longest=LONGEST, settings=settings)
 chosen = prompts(policy)[:1] if dist.get_rank() == 0 else prompts(policy)[1:]
-(Path(sys.argv[2]) / f"{dist.get_rank()}.json").write_text(json.dumps(key(sampler.sample(requests(chosen, 6), step=5))))
+jobs = [(request.prompt, request.index) for request in requests(chosen, 6)]
+(Path(sys.argv[2]) / f"{dist.get_rank()}.json").write_text(json.dumps(key(sampler.draw(jobs, step=5))))
