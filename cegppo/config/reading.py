@@ -8,9 +8,13 @@ import re
 from typing import Any
 
 import yaml
-from omegaconf._yaml import get_yaml_loader  # its limits of aliases; the version is pinned below the next release
 
 from ..types import BadInput
+
+try:  # its limits of aliases; the version is pinned below the next release
+    from omegaconf._yaml import get_yaml_loader
+except ImportError:  # 2.3, which verl asks for
+    from omegaconf._utils import get_yaml_loader  # type: ignore[attr-defined, no-redef]
 
 TRUTH = ("y", "yes", "on", "true", "n", "no", "off", "false")  # YAML's words for truth values
 

@@ -65,7 +65,7 @@ def token_batch(
     entropy_BT: Tensor | None = None,
     sum_p2_BT: Tensor | None = None,
     sum_p2_logp_BT: Tensor | None = None,
-    **others: Tensor,
+    **others: Tensor | None,
 ) -> TokenBatch:
     """A TokenBatch of a trainer's tensors, in fp32 or wider; NaN for statistics that it does not
     have.
@@ -90,7 +90,9 @@ def token_batch(
         entropy_BT=given(entropy_BT),
         sum_p2_BT=given(sum_p2_BT),
         sum_p2_logp_BT=given(sum_p2_logp_BT),
-        **{name: clean(value) if name.endswith("_BT") else value for name, value in others.items()},
+        **{
+            name: clean(value) if name.endswith("_BT") else value for name, value in others.items() if value is not None
+        },
     )
 
 
