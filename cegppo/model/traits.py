@@ -2,8 +2,8 @@
 
 A model of transformers says in its own code how it scales its logits, whether it goes by
 `position_ids`, and what it keeps between two tokens; only calls of it tell. So nothing here goes by
-an architecture's name. What cannot be reproduced is a BadInput of one line: sampler and trainer
-would agree with each other and both be wrong.
+an architecture's name, but for WRONG. What cannot be reproduced is a BadInput of one line: sampler
+and trainer would agree with each other and both be wrong.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,9 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 TOKENS, PREFIX = 12, 7  # of the sequences that a model is tried on
 SIZES = (1.0, 10.0, 100.0)  # largest logit of the head's product that the head is tried on
+# What a trial of a few tokens lets pass and tests/test_architectures.py does not: off the model's
+# own logits by so many nats, and not understood.
+WRONG = {"axk2": 1.9, "hrm_text": 1e-3, "hy_v4": 4.9, "nemotron_h": 1e-2}
 CLOSE = 2e-4  # of the largest logit: far above rounding in fp32, far below what a forgotten factor does
 
 
@@ -77,6 +80,9 @@ def scaling_of(model: PreTrainedModel) -> Scaling:
     head = model.get_output_embeddings()
     if not isinstance(getattr(head, "weight", None), Tensor) or head.weight.dim() != 2:
         raise BadInput(f"{kind(model)} has no language-model head of one matrix")
+    if (name := text_config(model).model_type) in WRONG:
+        why = f"in a test its answers were {WRONG[name]:g} nats off its own logits, and why is not known"
+        raise BadInput(f"{kind(model)} cannot be trained: {why}")
     try:
         decoder = model.get_decoder()
         token_BS = some_tokens(model, 2, TOKENS)
