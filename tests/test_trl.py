@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from analysis import load, report
 from cegppo import losses
+from cegppo.model.head import Scaling
+from cegppo.plugins import trl as plugin
 from cegppo.plugins import trl_record
 from cegppo.plugins.trl import AGGREGATES, CEGPPOConfig, CEGPPOTrainer
 from cegppo.plugins.trl_record import RunFolder
@@ -231,19 +234,26 @@ def test_a_line_whose_completions_are_all_cut_and_masked(tiny_model, tmp_path):
     assert len(lines) == 4 and any("clip/low" not in row for row in lines)
 
 
-def test_a_head_that_does_more_than_a_product_is_not_measured(tiny_model, tmp_path, batch):
-    """Granite's division of the logits, which TRL's head knows of."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_head_that_does_more_than_a_product_is_measured_where_it_is_known(
+    tiny_model, tmp_path, batch, monkeypatch, known
+):
+    """Granite's division of the logits, which TRL's head knows of and we find by trying; and as if
+    we did not know of it."""
+    if not known:
+        monkeypatch.setattr(plugin, "candidates", lambda config: iter([Scaling()]))
     scaled = tmp_path / "scaled"
     shutil.copytree(tiny_model, scaled)
     config = json.loads((scaled / "config.json").read_text())
     (scaled / "config.json").write_text(json.dumps(config | {"logits_scaling": 2.0}))
     t = trainer(scaled, tmp_path)
-    with pytest.warns(UserWarning, match="lever/.*left out"):
+    with nullcontext() if known else pytest.warns(UserWarning, match="lever/.*left out"):
         loss_and_gradient(t, [batch])
     metrics = t._token_metrics()
     assert {"clip/low", "tokens/pa_lp", "entropy/mean"} <= metrics.keys()
     # Of a class without tokens it is known: nothing.
-    assert not [k for k, v in metrics.items() if k.startswith(("lever/", "dentropy/predicted", "grad/share")) and v]
+    more = [k for k, v in metrics.items() if k.startswith(("lever/", "dentropy/predicted", "grad/share")) and v]
+    assert bool(more) == known
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ TABLE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 HEAD = """# Models
 
 What became of all {all} causal architectures of the transformers release that this project is tested with, in
-miniature. `tests/test_architectures.py` keeps the table, `python -m tests.whole` writes it. *Taken*: sampler and trainer agree
-with the model's own logits to 1e-4 nats, and so does the gradient of an update. *Cache*: what is kept between two
-sampled tokens (`cegppo/model/cache.py`). *Bins*, *packed*: whether answers may share a row on a CPU, and on a GPU
-([memory.md](memory.md)); elsewhere they are padded. Of the others the line says why they are refused at the start; *not
-made in miniature* says nothing of the architecture but that it was not tried.
+miniature. `tests/test_architectures.py` keeps the table, `python -m tests.whole` writes it. *Taken*: sampler and
+trainer agree with the model's own logits to 1e-4 nats, and so does the gradient of an update. *Cache*: what is kept
+between two sampled tokens (`cegppo/model/cache.py`). *Bins*, *packed*: whether answers may share a row on a CPU, and
+on a GPU ([memory.md](memory.md)); elsewhere they are padded. Of the others the line says why they are refused at the
+start; *not made in miniature* says nothing of the architecture but that it was not tried.
 
 | architecture | | cache | bins | packed |
 |---|---|---|---|---|"""

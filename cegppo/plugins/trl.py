@@ -142,7 +142,7 @@ class CEGPPOTrainer(GRPOTrainer):
     # TRL's own, which its loss moves, and so does ours.
     entropy_coef: float
     _last_world_entropy: float
-    _entropy_window_stats: Tensor | None
+    _entropy_window_stats: Any
 
     _tag_names = ["trl", "cegppo"]
 
