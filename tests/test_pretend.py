@@ -62,7 +62,9 @@ def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
     assert len(there) == 2 and [set(row) for row in there] == [set(row) for row in here]
     for a, b in zip(there, here):
         for name, value in b.items():
-            np.testing.assert_allclose(a[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+            # The ledger's differences make more of rounding, which another attention does otherwise.
+            rtol = 1e-2 if name.startswith("ledger/") else 1e-3
+            np.testing.assert_allclose(a[name], value, rtol=rtol, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
