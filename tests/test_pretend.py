@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cegppo import config
+from cegppo.instrument.ledger import UNSURE
 from cegppo.model import memory
 from cegppo.record.files import read_lines
 from cegppo.record.run import newest
@@ -62,8 +63,9 @@ def test_nothing_there_meets_what_is_here(tiny, tmp_path, pretend, given):
     assert len(there) == 2 and [set(row) for row in there] == [set(row) for row in here]
     for a, b in zip(there, here):
         for name, value in b.items():
-            # The ledger's differences make more of rounding, which another attention does otherwise.
-            rtol = 1e-2 if name.startswith("ledger/") else 1e-3
+            # Another attention rounds otherwise, and the ledger's differences may be as far apart
+            # as it allows those of two strides.
+            rtol = UNSURE if name.startswith("ledger/") else 1e-3
             np.testing.assert_allclose(a[name], value, rtol=rtol, atol=1e-5, err_msg=name)
 
 
